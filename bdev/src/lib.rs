@@ -1,11 +1,16 @@
 //! The device-mapper targets as polled-mode virtual bdevs.
 //!
 //! Each target has a folder (`thin/`, later `era/`, `snapshot/`, `ploop/`); what they share lies
-//! beside them: the per-core [`channel`] engine, the [`runtime`] and [`device`] traits through
-//! which the host (SPDK or the simulator) is reached, block locks. Knows no SPDK.
+//! beside them: the [`target`] trait, the per-core [`channel`] engine and the [`owner`]'s side of
+//! it, block [`locks`], and the [`runtime`] and [`device`] traits through which the host (SPDK or
+//! the simulator) is reached. Knows no SPDK.
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod device;
 pub mod errno;
+pub mod locks;
+pub mod owner;
 pub mod runtime;
+pub mod target;
 pub mod thin;

@@ -1,0 +1,71 @@
+//! What a target is to the engine: a synchronous, allocation-free `map` from an I/O to its fate.
+//!
+//! Everything that cannot be decided from published state is [`Map::Defer`]red to the core that
+//! owns the target (design: "How an I/O flows").
+
+use crate::errno::Errno;
+use std::sync::Arc;
+
+/// Kind of an I/O as a bdev user submits it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoKind {
+    /// Read data.
+    Read,
+    /// Write data.
+    Write,
+    /// Make completed writes durable.
+    Flush,
+    /// The range is no longer needed (UNMAP).
+    Discard,
+    /// Make the range read as zeroes.
+    WriteZeroes,
+    /// Finish or fail everything outstanding on the volume.
+    Reset,
+}
+
+/// An I/O on a volume, in logical blocks of that volume (512 or 4096 bytes).
+///
+/// Reads and writes never cross the target's block boundary: the host splits them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// What to do.
+    pub kind: IoKind,
+    /// First logical block.
+    pub offset_blocks: u64,
+    /// Number of logical blocks.
+    pub nr_blocks: u64,
+}
+
+/// One of the devices under a target. Which number means which device is the target's choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BaseId(pub u8);
+
+/// The fate of an I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Map {
+    /// Same I/O, at logical block `block` of a base device. A flush covers the whole base device.
+    Remap {
+        /// The base device.
+        base: BaseId,
+        /// First logical block there.
+        block: u64,
+    },
+    /// A read of nothing: fill the buffers with zeroes and complete.
+    Zeroes,
+    /// Nothing to do: complete with success.
+    Done,
+    /// Complete with an error.
+    Fail(Errno),
+    /// Park it on its channel and tell the owner.
+    Defer,
+}
+
+/// A target's hot path.
+pub trait Target: 'static {
+    /// What one bdev of the target shows to every core: read-only or atomic state.
+    type Volume: Send + Sync + 'static;
+
+    /// Decides an I/O. Allocates nothing, takes no lock, and in steady state touches no cache line
+    /// that another core writes.
+    fn map(volume: &Arc<Self::Volume>, request: &Request) -> Map;
+}
