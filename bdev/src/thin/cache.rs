@@ -1,0 +1,279 @@
+//! The mapping cache: what the hot path reads of a pool's mapping trees, within a byte limit.
+//!
+//! A pool has one slab of *frames*, each holding the mappings of [`PAGE_BLOCKS`] consecutive virtual
+//! blocks of some device in their on-disk form (thin.md 2), and each active device has a page table
+//! that names a frame per page. Only the owner writes. A reader takes two loads and no lock. A frame
+//! is given to another page only after every channel has passed a quiescent point, so a reader that
+//! found its number before can still read it.
+
+use super::map::ThinDev;
+use crate::owner::Channels;
+use bytemuck::allocation::zeroed_slice_box;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+/// Virtual blocks per page.
+pub const PAGE_BLOCKS: usize = 512;
+
+/// Bytes of a frame.
+const FRAME_BYTES: usize = PAGE_BLOCKS * 8;
+
+/// Fewest frames a cache works with: enough for tasks to make progress beside each other.
+const MIN_FRAMES: usize = 64;
+
+/// A cached "nothing is mapped here". Cannot be a mapping: its data block would be 2^40 - 1.
+pub const UNMAPPED: u64 = u64::MAX;
+
+const TIME_BITS: u32 = 24;
+
+/// Packs a mapping as on disk: data block in the top 40 bits, time in the low 24.
+pub fn pack(data_block: u64, time: u32) -> u64 {
+    data_block << TIME_BITS | u64::from(time)
+}
+
+/// What the cache knows of a virtual block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// Ask the owner.
+    NotCached,
+    /// A hole.
+    Unmapped,
+    /// Mapped.
+    Mapped {
+        /// Block of the data device.
+        data_block: u64,
+        /// The pool's snapshot counter when it was mapped.
+        time: u32,
+    },
+}
+
+/// The slab of frames.
+pub struct Frames(Box<[AtomicU64]>);
+
+impl Frames {
+    #[inline]
+    fn cell(&self, frame: u32, block: u64) -> Option<&AtomicU64> {
+        self.0
+            .get(frame as usize * PAGE_BLOCKS + block as usize % PAGE_BLOCKS)
+    }
+}
+
+/// Which frame holds which page of a device; 0 = none, else frame number + 1.
+pub struct PageTable {
+    pages: Box<[AtomicU32]>,
+    frames: Arc<Frames>,
+}
+
+impl PageTable {
+    /// What is known of a virtual block.
+    #[inline]
+    pub fn get(&self, block: u64) -> Entry {
+        let Some(page) = self.pages.get(block as usize / PAGE_BLOCKS) else {
+            return Entry::NotCached;
+        };
+        let frame = page.load(Ordering::Acquire);
+        if frame == 0 {
+            return Entry::NotCached;
+        }
+        match self.frames.cell(frame - 1, block) {
+            None => Entry::NotCached,
+            Some(cell) => match cell.load(Ordering::Acquire) {
+                UNMAPPED => Entry::Unmapped,
+                value => Entry::Mapped {
+                    data_block: value >> TIME_BITS,
+                    time: (value & ((1 << TIME_BITS) - 1)) as u32,
+                },
+            },
+        }
+    }
+
+    fn page(&self, page: u64) -> Option<&AtomicU32> {
+        self.pages.get(page as usize)
+    }
+
+    fn nr_pages(&self) -> u64 {
+        self.pages.len() as u64
+    }
+
+    fn frame_of(&self, page: u64) -> Option<u32> {
+        match self.page(page)?.load(Ordering::Relaxed) {
+            0 => None,
+            frame => Some(frame - 1),
+        }
+    }
+
+    /// Publishes a value for a block whose page is cached; otherwise there is nothing to do.
+    pub(super) fn set(&self, block: u64, value: u64) {
+        if let Some(frame) = self.frame_of(block / PAGE_BLOCKS as u64)
+            && let Some(cell) = self.frames.cell(frame, block)
+        {
+            cell.store(value, Ordering::Release);
+        }
+    }
+
+    /// Publishes "unmapped" for a range of blocks.
+    pub(super) fn unmap(&self, begin: u64, end: u64) {
+        let mut block = begin;
+        while block < end {
+            let page = block / PAGE_BLOCKS as u64;
+            let page_end = ((page + 1) * PAGE_BLOCKS as u64).min(end);
+            if self.frame_of(page).is_some() {
+                (block..page_end).for_each(|block| self.set(block, UNMAPPED));
+            }
+            block = page_end;
+        }
+    }
+
+    pub(super) fn is_cached(&self, page: u64) -> bool {
+        self.frame_of(page).is_some()
+    }
+}
+
+/// Counters for status and metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MappingCacheStats {
+    /// Bytes that frames in use take.
+    pub used_bytes: u64,
+    /// Most bytes frames may take.
+    pub limit_bytes: u64,
+    /// Pages read from the metadata.
+    pub loads: u64,
+    /// Pages dropped to make room.
+    pub evictions: u64,
+}
+
+/// A frame taken from the cache and not yet published; goes back when dropped.
+pub struct FreeFrame<'a> {
+    cache: &'a MappingCache,
+    frame: u32,
+}
+
+impl Drop for FreeFrame<'_> {
+    fn drop(&mut self) {
+        self.cache.free.borrow_mut().push(self.frame);
+    }
+}
+
+/// The owner's side of the cache.
+pub struct MappingCache {
+    frames: Arc<Frames>,
+    free: RefCell<Vec<u32>>,
+    /// Published pages, in the order they were loaded.
+    used: RefCell<VecDeque<(Weak<ThinDev>, u64)>>,
+    nr_frames: usize,
+    loads: Cell<u64>,
+    evictions: Cell<u64>,
+}
+
+impl MappingCache {
+    /// A cache of at most `limit_bytes` (at least 64 frames of 4 KiB). Memory is touched as it is
+    /// used.
+    pub fn new(limit_bytes: u64) -> Self {
+        let nr_frames = usize::try_from(limit_bytes)
+            .unwrap_or(usize::MAX)
+            .div_euclid(FRAME_BYTES)
+            .clamp(MIN_FRAMES, u32::MAX as usize - 1);
+        MappingCache {
+            frames: Arc::new(Frames(zeroed_slice_box(nr_frames * PAGE_BLOCKS))),
+            free: RefCell::new((0..nr_frames as u32).rev().collect()),
+            used: RefCell::new(VecDeque::new()),
+            nr_frames,
+            loads: Cell::new(0),
+            evictions: Cell::new(0),
+        }
+    }
+
+    /// An empty page table for a device of `nr_blocks` data blocks.
+    pub fn page_table(&self, nr_blocks: u64) -> PageTable {
+        PageTable {
+            pages: zeroed_slice_box(nr_blocks.div_ceil(PAGE_BLOCKS as u64) as usize),
+            frames: self.frames.clone(),
+        }
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> MappingCacheStats {
+        let used = self.nr_frames - self.free.borrow().len();
+        MappingCacheStats {
+            used_bytes: (used * FRAME_BYTES) as u64,
+            limit_bytes: (self.nr_frames * FRAME_BYTES) as u64,
+            loads: self.loads.get(),
+            evictions: self.evictions.get(),
+        }
+    }
+
+    /// Takes a frame, dropping the oldest pages when there is none. None only while other tasks
+    /// hold them all: then try again later.
+    pub async fn take_frame(&self, channels: &Channels) -> Option<FreeFrame<'_>> {
+        if self.free.borrow().is_empty() {
+            self.evict(self.nr_frames / 16 + 1, channels).await;
+        }
+        let frame = self.free.borrow_mut().pop()?;
+        Some(FreeFrame { cache: self, frame })
+    }
+
+    async fn evict(&self, nr_pages: usize, channels: &Channels) {
+        let mut dropped = Vec::with_capacity(nr_pages);
+        {
+            let mut used = self.used.borrow_mut();
+            while dropped.len() < nr_pages
+                && let Some((dev, page)) = used.pop_front()
+            {
+                dropped.extend(dev.upgrade().and_then(|dev| unpublish(&dev.pages, page)));
+            }
+        }
+        self.retire(dropped, channels).await;
+    }
+
+    /// Frames come back only when no channel can be in the middle of reading them.
+    async fn retire(&self, frames: Vec<u32>, channels: &Channels) {
+        if frames.is_empty() {
+            return;
+        }
+        channels.quiesce().await;
+        self.evictions
+            .set(self.evictions.get() + frames.len() as u64);
+        self.free.borrow_mut().extend(frames);
+    }
+
+    /// Fills a frame with a page's values and publishes it. The caller holds the metadata, so that
+    /// no mapping changes between reading the values and this.
+    pub fn publish(&self, dev: &Arc<ThinDev>, page: u64, frame: FreeFrame<'_>, values: &[u64]) {
+        let Some(slot) = dev.pages.page(page) else {
+            return;
+        };
+        let first = page * PAGE_BLOCKS as u64;
+        for (block, value) in (first..).zip(values.iter().take(PAGE_BLOCKS)) {
+            if let Some(cell) = self.frames.cell(frame.frame, block) {
+                cell.store(*value, Ordering::Relaxed);
+            }
+        }
+        slot.store(frame.frame + 1, Ordering::Release);
+        std::mem::forget(frame);
+        self.used
+            .borrow_mut()
+            .push_back((Arc::downgrade(dev), page));
+        self.loads.set(self.loads.get() + 1);
+    }
+
+    /// Forgets everything about a device: it is being closed, or a transaction was aborted.
+    pub async fn forget(&self, dev: &Arc<ThinDev>, channels: &Channels) {
+        let frames = (0..dev.pages.nr_pages())
+            .filter_map(|page| unpublish(&dev.pages, page))
+            .collect();
+        let gone = Arc::downgrade(dev);
+        self.used
+            .borrow_mut()
+            .retain(|(dev, _)| !Weak::ptr_eq(dev, &gone));
+        self.retire(frames, channels).await;
+    }
+}
+
+fn unpublish(pages: &PageTable, page: u64) -> Option<u32> {
+    match pages.page(page)?.swap(0, Ordering::SeqCst) {
+        0 => None,
+        frame => Some(frame - 1),
+    }
+}

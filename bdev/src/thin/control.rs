@@ -1,0 +1,264 @@
+//! What RPCs and messages ask of a pool: devices, snapshots, activation, closing (thin.md 3, 11).
+
+use super::map::{PoolMode, ThinDev};
+use super::metadata::{Details, ThinError, ThinMetadata};
+use super::pool::{NO_DEVICE, Pool, PoolError};
+use super::status::{PoolStatus, ThinStatus};
+use crate::errno::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+impl Pool {
+    fn writable(&self) -> Result<(), PoolError> {
+        let (mode, remedy) = match self.shared.mode() {
+            PoolMode::Write | PoolMode::OutOfDataSpace => return Ok(()),
+            PoolMode::OutOfMetadataSpace => (
+                "out of metadata space",
+                "; grow the metadata bdev and reload the pool",
+            ),
+            PoolMode::ReadOnly => (
+                "read-only",
+                "; see the log for why, run thin_check and reload the pool",
+            ),
+            PoolMode::Fail => ("failed", "; reload the pool"),
+        };
+        Err(PoolError::Mode {
+            pool: self.config.name.clone(),
+            mode,
+            remedy,
+        })
+    }
+
+    fn check_open(&self) -> Result<(), PoolError> {
+        match self.closed.get() {
+            false => Ok(()),
+            true => Err(PoolError::Closed {
+                pool: self.config.name.clone(),
+            }),
+        }
+    }
+
+    fn data_error(&self, errno: Errno) -> PoolError {
+        PoolError::Data {
+            pool: self.config.name.clone(),
+            errno,
+        }
+    }
+
+    /// Refusals leave the transaction as it was; anything else has to be undone as a whole.
+    async fn settle<V>(
+        &self,
+        metadata: &mut ThinMetadata,
+        result: Result<V, ThinError>,
+    ) -> Result<V, PoolError> {
+        match result {
+            Ok(value) => {
+                self.commit_locked(metadata)
+                    .await
+                    .map_err(|errno| self.data_error(errno))?;
+                Ok(value)
+            }
+            Err(error) if error.is_refusal() => Err(error.into()),
+            Err(error) => {
+                self.metadata_failed(metadata, &error).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Creates an empty thin device.
+    pub async fn create_thin(&self, id: u32) -> Result<(), PoolError> {
+        self.check_open()?;
+        self.writable()?;
+        let mut metadata = self.metadata.lock().await;
+        let result = metadata.create_thin(id).await;
+        self.settle(&mut metadata, result).await
+    }
+
+    /// Creates a snapshot of a thin device, active or not. Writes to the origin that were under way
+    /// are finished first; those acknowledged before the call are in the snapshot.
+    pub async fn create_snap(&self, id: u32, origin: u32) -> Result<(), PoolError> {
+        self.check_open()?;
+        self.writable()?;
+        let mut metadata = self.metadata.lock().await;
+        let active = self.active.borrow().get(&origin).cloned();
+        let time_before = match &active {
+            Some(dev) => {
+                // From here on writes find every mapping shared, so they come here and wait for the
+                // metadata.
+                let before = dev
+                    .snapshotted_time
+                    .swap(metadata.time().saturating_add(1), Ordering::SeqCst);
+                self.channels.barrier().await;
+                before
+            }
+            None => 0,
+        };
+        let result = metadata.create_snap(id, origin).await;
+        if result.is_err()
+            && let Some(dev) = &active
+        {
+            dev.snapshotted_time.store(time_before, Ordering::SeqCst);
+        }
+        self.settle(&mut metadata, result).await
+    }
+
+    /// Deletes a thin device that is not active; blocks nobody shares become free.
+    pub async fn delete(&self, id: u32) -> Result<(), PoolError> {
+        self.check_open()?;
+        self.writable()?;
+        let mut metadata = self.metadata.lock().await;
+        if self.active.borrow().contains_key(&id) {
+            return Err(PoolError::Active {
+                pool: self.config.name.clone(),
+                id,
+            });
+        }
+        let result = metadata.delete(id).await;
+        self.settle(&mut metadata, result).await
+    }
+
+    /// The devices of the pool, in order of id.
+    pub async fn list(&self) -> Result<Vec<(u32, Details)>, PoolError> {
+        self.check_open()?;
+        Ok(self.metadata.lock().await.devices().await?)
+    }
+
+    /// Sets the transaction id where it has the expected value.
+    pub async fn set_transaction_id(&self, current: u64, new: u64) -> Result<(), PoolError> {
+        self.check_open()?;
+        self.writable()?;
+        let mut metadata = self.metadata.lock().await;
+        let result = metadata.set_transaction_id(current, new);
+        self.settle(&mut metadata, result).await
+    }
+
+    /// Keeps the metadata as it is now readable for the tools.
+    pub async fn reserve_metadata_snap(&self) -> Result<(), PoolError> {
+        self.check_open()?;
+        self.writable()?;
+        let mut metadata = self.metadata.lock().await;
+        self.commit_locked(&mut metadata)
+            .await
+            .map_err(|errno| self.data_error(errno))?;
+        let result = metadata.reserve_metadata_snap().await;
+        self.settle(&mut metadata, result).await
+    }
+
+    /// Lets the metadata snapshot go.
+    pub async fn release_metadata_snap(&self) -> Result<(), PoolError> {
+        self.check_open()?;
+        self.writable()?;
+        let mut metadata = self.metadata.lock().await;
+        let result = metadata.release_metadata_snap().await;
+        self.settle(&mut metadata, result).await
+    }
+
+    /// Opens a thin device for I/O with a size in sectors, which is stored nowhere (thin.md 2).
+    pub async fn activate(&self, id: u32, nr_sectors: u64) -> Result<Arc<ThinDev>, PoolError> {
+        self.check_open()?;
+        let block_sectors = u64::from(self.config.data_block_size_sectors);
+        let sectors_per_logical = block_sectors / self.shared.logical_per_block();
+        let nr_logical_blocks = nr_sectors / sectors_per_logical;
+        if nr_logical_blocks == 0 || !nr_sectors.is_multiple_of(sectors_per_logical) {
+            return Err(PoolError::Invalid {
+                pool: self.config.name.clone(),
+                reason: format!(
+                    "size of {nr_sectors} sectors is not a positive multiple of the data bdev's block size of {sectors_per_logical} sectors"
+                ),
+            });
+        }
+        let mut metadata = self.metadata.lock().await;
+        if self.active.borrow().contains_key(&id) {
+            return Err(PoolError::Active {
+                pool: self.config.name.clone(),
+                id,
+            });
+        }
+        let details = metadata.details(id).await?;
+        let dev = Arc::new(ThinDev {
+            id,
+            nr_logical_blocks,
+            pool: self.shared.clone(),
+            pages: self.cache.page_table(nr_sectors.div_ceil(block_sectors)),
+            snapshotted_time: AtomicU32::new(details.snapshotted_time),
+            dirty: AtomicBool::new(metadata.changed()),
+            aborted: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        });
+        self.active.borrow_mut().insert(id, dev.clone());
+        Ok(dev)
+    }
+
+    /// Closes an active device. Its bdev is gone, so no new I/O comes; what is under way finishes
+    /// and everything acknowledged is committed.
+    pub async fn deactivate(&self, id: u32) -> Result<(), PoolError> {
+        let Some(dev) = self.active.borrow().get(&id).cloned() else {
+            return Err(PoolError::NotActive {
+                pool: self.config.name.clone(),
+                id,
+            });
+        };
+        dev.closed.store(true, Ordering::SeqCst);
+        self.fail_no_space(Errno::ENODEV, |waiting| Arc::ptr_eq(&waiting.volume, &dev));
+        self.channels.barrier().await;
+        self.drain_tasks(id).await;
+        self.fail_no_space(Errno::ENODEV, |waiting| Arc::ptr_eq(&waiting.volume, &dev));
+        let committed = match self.shared.mode().refuses_changes() {
+            true => Ok(()),
+            false => self.commit().await.map_err(|errno| self.data_error(errno)),
+        };
+        self.cache.forget(&dev, &self.channels).await;
+        self.active.borrow_mut().remove(&id);
+        committed
+    }
+
+    /// Ids of the active devices.
+    pub fn active_ids(&self) -> Vec<u32> {
+        self.active.borrow().keys().copied().collect()
+    }
+
+    /// Commits and closes the pool. Devices must have been deactivated. The pool answers nothing
+    /// afterwards, whatever this returns.
+    pub async fn close(&self) -> Result<(), PoolError> {
+        let count = self.active.borrow().len();
+        if count > 0 {
+            return Err(PoolError::InUse {
+                pool: self.config.name.clone(),
+                count,
+            });
+        }
+        self.check_open()?;
+        self.closed.set(true);
+        let committed = match self.shared.mode().refuses_changes() {
+            true => Ok(()),
+            false => self.commit().await.map_err(|errno| self.data_error(errno)),
+        };
+        self.drain_tasks(NO_DEVICE).await;
+        committed
+    }
+
+    /// The pool's state, field by field. Commits first, as the kernel's status does, unless the pool
+    /// cannot.
+    pub async fn status(&self) -> Result<PoolStatus, PoolError> {
+        self.check_open()?;
+        if !self.shared.mode().refuses_changes() {
+            // A failure shows in the mode.
+            let _ = self.commit().await;
+        }
+        let metadata = self.metadata.lock().await;
+        Ok(PoolStatus::gather(self, &metadata))
+    }
+
+    /// An active device's state.
+    pub async fn thin_status(&self, id: u32) -> Result<ThinStatus, PoolError> {
+        self.check_open()?;
+        let mut metadata = self.metadata.lock().await;
+        let details = metadata.details(id).await?;
+        Ok(ThinStatus {
+            mapped_blocks: details.mapped_blocks,
+            highest_mapped_block: metadata.highest_mapped(id).await?,
+            block_sectors: self.config.data_block_size_sectors,
+        })
+    }
+}

@@ -1,0 +1,198 @@
+//! The hot path of a thin device: one look into the published mappings (thin.md 6 and 7).
+//!
+//! Relies on [`super::cache`] for the mappings and on the pool's owner to publish every change
+//! before it acknowledges it.
+
+use super::cache::{Entry, PageTable};
+use crate::errno::Errno;
+use crate::target::{BaseId, IoKind, Map, Request, Target};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+
+/// The data device of a pool, its only device on the hot path.
+pub const DATA: BaseId = BaseId(0);
+
+/// A pool's mode, ordered by degradation (thin.md 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum PoolMode {
+    /// Everything works.
+    Write = 0,
+    /// No free data block: writes that need one are queued, or fail with ENOSPC.
+    OutOfDataSpace = 1,
+    /// No free metadata: nothing that changes a mapping works. Reported as `ro`.
+    OutOfMetadataSpace = 2,
+    /// Asked for, or after a failed metadata operation.
+    ReadOnly = 3,
+    /// All I/O fails.
+    Fail = 4,
+}
+
+impl PoolMode {
+    fn from_raw(raw: u8) -> Self {
+        match raw {
+            0 => PoolMode::Write,
+            1 => PoolMode::OutOfDataSpace,
+            2 => PoolMode::OutOfMetadataSpace,
+            3 => PoolMode::ReadOnly,
+            _ => PoolMode::Fail,
+        }
+    }
+
+    /// Whether mappings may not be changed.
+    pub fn refuses_changes(self) -> bool {
+        self >= PoolMode::OutOfMetadataSpace
+    }
+}
+
+/// What every core sees of a pool. Written by the owner only, and seldom.
+pub struct PoolShared {
+    mode: AtomicU8,
+    /// log2 of logical blocks per data block where that is a power of two, else 255.
+    shift: u8,
+    /// Logical blocks per data block.
+    logical_per_block: u64,
+    /// Whether the data device knows flush.
+    data_flushes: bool,
+}
+
+impl PoolShared {
+    /// `logical_per_block` is the data block size in logical blocks of the data device.
+    pub fn new(logical_per_block: u64, data_flushes: bool) -> Self {
+        PoolShared {
+            mode: AtomicU8::new(PoolMode::Write as u8),
+            shift: match logical_per_block.is_power_of_two() {
+                true => logical_per_block.trailing_zeros() as u8,
+                false => u8::MAX,
+            },
+            logical_per_block,
+            data_flushes,
+        }
+    }
+
+    /// The mode now.
+    #[inline]
+    pub fn mode(&self) -> PoolMode {
+        PoolMode::from_raw(self.mode.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_mode(&self, mode: PoolMode) {
+        self.mode.store(mode as u8, Ordering::SeqCst);
+    }
+
+    /// Logical blocks per data block.
+    pub fn logical_per_block(&self) -> u64 {
+        self.logical_per_block
+    }
+
+    /// Splits a logical block number into data block and logical block within it.
+    #[inline]
+    pub fn split(&self, logical: u64) -> (u64, u64) {
+        if self.shift != u8::MAX {
+            (
+                logical >> self.shift,
+                logical & (self.logical_per_block - 1),
+            )
+        } else {
+            (
+                logical / self.logical_per_block,
+                logical % self.logical_per_block,
+            )
+        }
+    }
+}
+
+/// An active thin device as every core sees it.
+pub struct ThinDev {
+    /// Device id in the pool, 0..2^24.
+    pub id: u32,
+    /// Size in logical blocks.
+    pub nr_logical_blocks: u64,
+    /// The pool it belongs to.
+    pub pool: Arc<PoolShared>,
+    pub(super) pages: PageTable,
+    /// Mappings older than this may be shared with a snapshot (thin.md 3, lookup).
+    pub(super) snapshotted_time: AtomicU32,
+    /// Some acknowledged change is not committed: a flush must go to the owner.
+    pub(super) dirty: AtomicBool,
+    /// Acknowledged changes were lost by an aborted transaction: flushes fail.
+    pub(super) aborted: AtomicBool,
+    /// No longer active; whatever still comes fails.
+    pub(super) closed: AtomicBool,
+}
+
+impl ThinDev {
+    /// Whether a mapping made at `time` may be shared. May be true when it no longer is, never
+    /// false when it is.
+    #[inline]
+    pub fn is_shared(&self, time: u32) -> bool {
+        self.snapshotted_time.load(Ordering::Acquire) > time
+    }
+
+    #[inline]
+    fn map_read(&self, request: &Request) -> Map {
+        let (block, offset) = self.pool.split(request.offset_blocks);
+        match self.pages.get(block) {
+            Entry::Mapped { data_block, .. } => self.remap(data_block, offset),
+            Entry::Unmapped => Map::Zeroes,
+            Entry::NotCached => Map::Defer,
+        }
+    }
+
+    #[inline]
+    fn map_write(&self, mode: PoolMode, request: &Request) -> Map {
+        let (block, offset) = self.pool.split(request.offset_blocks);
+        match self.pages.get(block) {
+            Entry::Mapped { data_block, time } if !self.is_shared(time) => {
+                self.remap(data_block, offset)
+            }
+            Entry::NotCached => Map::Defer,
+            _ if mode.refuses_changes() => Map::Fail(Errno::EIO),
+            _ => Map::Defer,
+        }
+    }
+
+    fn map_flush(&self) -> Map {
+        if self.aborted.load(Ordering::Acquire) {
+            Map::Fail(Errno::EIO)
+        } else if self.dirty.load(Ordering::Acquire) {
+            Map::Defer
+        } else if self.pool.data_flushes {
+            Map::Remap {
+                base: DATA,
+                block: 0,
+            }
+        } else {
+            Map::Done
+        }
+    }
+
+    #[inline]
+    fn remap(&self, data_block: u64, offset: u64) -> Map {
+        Map::Remap {
+            base: DATA,
+            block: data_block * self.pool.logical_per_block + offset,
+        }
+    }
+}
+
+/// The thin target.
+pub struct Thin;
+
+impl Target for Thin {
+    type Volume = ThinDev;
+
+    #[inline]
+    fn map(volume: &Arc<ThinDev>, request: &Request) -> Map {
+        let mode = volume.pool.mode();
+        if mode == PoolMode::Fail && request.kind != IoKind::Reset {
+            return Map::Fail(Errno::EIO);
+        }
+        match request.kind {
+            IoKind::Read => volume.map_read(request),
+            IoKind::Write => volume.map_write(mode, request),
+            IoKind::Flush => volume.map_flush(),
+            IoKind::Discard | IoKind::WriteZeroes | IoKind::Reset => Map::Defer,
+        }
+    }
+}

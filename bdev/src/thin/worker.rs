@@ -1,0 +1,258 @@
+//! Reads and writes that the hot path could not map: loading mappings, provisioning, breaking of
+//! sharing (thin.md 7.1, 7.2).
+//!
+//! One task at a time works on a virtual block; I/O on that block that arrives meanwhile joins it.
+
+use super::cache::{Entry, PAGE_BLOCKS, UNMAPPED, pack};
+use super::map::{DATA, PoolMode, Thin, ThinDev};
+use super::metadata::ThinError;
+use super::pool::Pool;
+use crate::channel::Deferred;
+use crate::errno::Errno;
+use crate::target::IoKind;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// What becomes of the I/O that waits for a block.
+enum Outcome {
+    /// Map it again.
+    Retry,
+    /// The writes among it fail; reads are mapped again.
+    FailWrites(Errno),
+    /// All of it fails.
+    FailAll(Errno),
+    /// The writes among it wait for data space; reads are mapped again.
+    NoSpace,
+}
+
+/// Why a block could not be made writable.
+pub(super) enum NotWritable {
+    /// There is no data block to be had.
+    NoSpace,
+    /// Anything else.
+    Failed(Errno),
+}
+
+impl Pool {
+    /// Resolves a block for all I/O that waits for it.
+    pub(super) async fn resolve_block(self: Rc<Self>, dev: Arc<ThinDev>, block: u64) {
+        let guard = self.locks.lock_block(u64::from(dev.id), block).await;
+        let outcome = self.resolve_locked(&dev, block).await;
+        drop(guard);
+        let waiting = self.pending.borrow_mut().remove(&(dev.id, block));
+        for deferred in waiting.unwrap_or_default() {
+            let is_write = deferred.request.kind == IoKind::Write;
+            match outcome {
+                Outcome::FailAll(errno) => self.channels.complete(&deferred, Err(errno)),
+                Outcome::FailWrites(errno) if is_write => {
+                    self.channels.complete(&deferred, Err(errno));
+                }
+                Outcome::NoSpace if is_write => self.wait_for_space(deferred),
+                _ => self.channels.retry(&deferred),
+            }
+        }
+    }
+
+    async fn resolve_locked(&self, dev: &Arc<ThinDev>, block: u64) -> Outcome {
+        let entry = match self.entry(dev, block).await {
+            Ok(entry) => entry,
+            Err(errno) => return Outcome::FailAll(errno),
+        };
+        let has_write = self
+            .pending
+            .borrow()
+            .get(&(dev.id, block))
+            .is_some_and(|waiting| waiting.iter().any(|d| d.request.kind == IoKind::Write));
+        let old = match entry {
+            Entry::Mapped { data_block, time } if dev.is_shared(time) => Some(data_block),
+            Entry::Unmapped => None,
+            Entry::Mapped { .. } | Entry::NotCached => return Outcome::Retry,
+        };
+        if !has_write {
+            return Outcome::Retry;
+        }
+        let made = match self.take_whole_block_write(dev, block) {
+            Some(write) => self.overwrite(dev, block, old, write).await,
+            None => self.make_writable(dev, block, old).await,
+        };
+        match made {
+            Ok(()) => Outcome::Retry,
+            Err(NotWritable::NoSpace) => Outcome::NoSpace,
+            Err(NotWritable::Failed(errno)) => Outcome::FailWrites(errno),
+        }
+    }
+
+    /// What is mapped at a block, loading its page if need be.
+    pub(super) async fn entry(&self, dev: &Arc<ThinDev>, block: u64) -> Result<Entry, Errno> {
+        match dev.pages.get(block) {
+            Entry::NotCached => {}
+            entry => return Ok(entry),
+        }
+        let page = block / PAGE_BLOCKS as u64;
+        let frame = loop {
+            if let Some(frame) = self.cache.take_frame(&self.channels).await {
+                break frame;
+            }
+            self.channels.quiesce().await;
+        };
+        let mut metadata = self.metadata.lock().await;
+        if dev.pages.is_cached(page) {
+            return Ok(dev.pages.get(block));
+        }
+        let mut values = [UNMAPPED; PAGE_BLOCKS];
+        let first = page * PAGE_BLOCKS as u64;
+        metadata
+            .lookup_range(dev.id, first, &mut values)
+            .await
+            .map_err(|error| self.read_failed(&error))?;
+        self.cache.publish(dev, page, frame, &values);
+        Ok(dev.pages.get(block))
+    }
+
+    fn read_failed(&self, error: &ThinError) -> Errno {
+        log::error!("pool '{}': {error}", self.config.name);
+        Errno::EIO
+    }
+
+    /// Makes a block mapped and unshared. The caller holds the block's lock.
+    pub(super) async fn make_writable(
+        &self,
+        dev: &Arc<ThinDev>,
+        block: u64,
+        old: Option<u64>,
+    ) -> Result<(), NotWritable> {
+        let new = self.allocate().await?;
+        let sectors = u64::from(self.config.data_block_size_sectors);
+        let prepared = match old {
+            Some(old) => self.data.copy(old * sectors, new * sectors, sectors).await,
+            None if self.config.skip_block_zeroing => Ok(()),
+            None => self.data.zero(new * sectors, sectors).await,
+        };
+        self.publish_new(dev, block, old, new, prepared).await
+    }
+
+    /// A write of exactly one whole block that is alone on its block needs neither zeroing nor
+    /// copying (thin.md 7.1).
+    fn take_whole_block_write(&self, dev: &ThinDev, block: u64) -> Option<Deferred<Thin>> {
+        let mut pending = self.pending.borrow_mut();
+        let waiting = pending.get_mut(&(dev.id, block))?;
+        match waiting.as_slice() {
+            [only]
+                if only.request.kind == IoKind::Write
+                    && only.request.nr_blocks == self.shared.logical_per_block() =>
+            {
+                waiting.pop()
+            }
+            _ => None,
+        }
+    }
+
+    async fn overwrite(
+        &self,
+        dev: &Arc<ThinDev>,
+        block: u64,
+        old: Option<u64>,
+        write: Deferred<Thin>,
+    ) -> Result<(), NotWritable> {
+        let new = match self.allocate().await {
+            Ok(new) => new,
+            Err(NotWritable::NoSpace) => {
+                self.wait_for_space(write);
+                return Err(NotWritable::NoSpace);
+            }
+            Err(NotWritable::Failed(errno)) => {
+                self.channels.complete(&write, Err(errno));
+                return Err(NotWritable::Failed(errno));
+            }
+        };
+        let base_block = new * self.shared.logical_per_block();
+        let written = self.channels.forward_to(&write, DATA, base_block).await;
+        let published = self.publish_new(dev, block, old, new, written).await;
+        let answer = match &published {
+            Ok(()) => Ok(()),
+            Err(NotWritable::Failed(errno)) => Err(*errno),
+            Err(NotWritable::NoSpace) => Err(Errno::ENOSPC),
+        };
+        self.channels.complete(&write, answer);
+        // An error of this write says nothing about the others: they are mapped again.
+        Ok(())
+    }
+
+    /// Inserts the mapping of a block whose data is in place, and shows it to the channels.
+    async fn publish_new(
+        &self,
+        dev: &Arc<ThinDev>,
+        block: u64,
+        old: Option<u64>,
+        new: u64,
+        prepared: Result<(), Errno>,
+    ) -> Result<(), NotWritable> {
+        let mut metadata = self.metadata.lock().await;
+        if self.shared.mode().refuses_changes() {
+            return Err(NotWritable::Failed(Errno::EIO));
+        }
+        let inserted = match prepared {
+            Ok(()) => metadata.insert(dev.id, block, new).await,
+            Err(errno) => {
+                // The kernel leaks the block here; giving it back keeps thin_check content.
+                if let Err(error) = metadata.free_data_block(new).await {
+                    self.metadata_failed(&mut metadata, &error).await;
+                }
+                return Err(NotWritable::Failed(errno));
+            }
+        };
+        if let Err(error) = inserted {
+            self.metadata_failed(&mut metadata, &error).await;
+            return Err(NotWritable::Failed(Errno::EIO));
+        }
+        dev.dirty.store(true, Ordering::Release);
+        dev.pages.set(block, pack(new, metadata.time()));
+        self.count(|counters| match old {
+            Some(_) => counters.shares_broken += 1,
+            None => counters.provisioned += 1,
+        });
+        if old.is_some() {
+            self.unmapped_some.set(true);
+        }
+        Ok(())
+    }
+
+    /// Allocates a data block, committing once if only blocks freed in this transaction are left.
+    async fn allocate(&self) -> Result<u64, NotWritable> {
+        let mut metadata = self.metadata.lock().await;
+        for attempt in 0.. {
+            match self.shared.mode() {
+                PoolMode::Write => {}
+                PoolMode::OutOfDataSpace => return Err(NotWritable::NoSpace),
+                _ => return Err(NotWritable::Failed(Errno::EIO)),
+            }
+            match metadata.alloc_data_block().await {
+                Ok(block) => {
+                    self.check_low_water(&metadata);
+                    if metadata.nr_free_metadata() <= metadata.metadata_reserve() {
+                        // Frees what this transaction shadowed; else the mode changes.
+                        self.commit_locked(&mut metadata)
+                            .await
+                            .map_err(NotWritable::Failed)?;
+                    }
+                    return Ok(block);
+                }
+                Err(error) if error.is_no_data_space() && attempt == 0 => {
+                    self.commit_locked(&mut metadata)
+                        .await
+                        .map_err(NotWritable::Failed)?;
+                }
+                Err(error) if error.is_no_data_space() => {
+                    self.out_of_data_space();
+                    return Err(NotWritable::NoSpace);
+                }
+                Err(error) => {
+                    self.metadata_failed(&mut metadata, &error).await;
+                    return Err(NotWritable::Failed(Errno::EIO));
+                }
+            }
+        }
+        Err(NotWritable::NoSpace)
+    }
+}
