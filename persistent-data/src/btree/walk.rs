@@ -1,0 +1,126 @@
+//! Looking into trees without changing them (persistent-data.md 2.1).
+
+use super::{MAX_DEPTH, Value, read, too_deep};
+use crate::error::Result;
+use crate::node;
+use crate::tm::TransactionManager;
+
+/// The value of a key.
+pub async fn lookup<V: Value>(
+    tm: &TransactionManager,
+    root: u64,
+    wanted: u64,
+) -> Result<Option<V>> {
+    let mut block = root;
+    for _ in 0..MAX_DEPTH {
+        let node = read::<V>(tm, block).await?;
+        let bytes = node.bytes();
+        if node::is_leaf(&bytes) {
+            return Ok(node::find(&bytes, wanted).map(|i| V::get(node::value(&bytes, i))));
+        }
+        match node::lower_bound(&bytes, wanted) {
+            Some(i) => block = node::child(&bytes, i),
+            None => return Ok(None),
+        }
+    }
+    Err(too_deep(block))
+}
+
+/// Calls `visit` for every entry with a key in `begin..end`, ascending.
+pub async fn walk<V: Value>(
+    tm: &TransactionManager,
+    root: u64,
+    begin: u64,
+    end: u64,
+    mut visit: impl FnMut(u64, V),
+) -> Result<()> {
+    let mut from = begin;
+    while from < end {
+        match step(tm, root, from, |key, value| {
+            if key < end {
+                visit(key, value);
+            }
+            key < end
+        })
+        .await?
+        {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    Ok(())
+}
+
+/// The first entry with a key `>= from`.
+pub async fn next<V: Value>(
+    tm: &TransactionManager,
+    root: u64,
+    from: u64,
+) -> Result<Option<(u64, V)>> {
+    let mut found = None;
+    let mut from = from;
+    while let Some(next) = step(tm, root, from, |key, value| {
+        found = Some((key, value));
+        false
+    })
+    .await?
+    {
+        from = next;
+    }
+    Ok(found)
+}
+
+/// Visits the entries `>= from` of the leaf where `from` belongs, until `visit` says false. Returns
+/// the lowest key the next leaf can hold, or None when there is no more to do.
+async fn step<V: Value>(
+    tm: &TransactionManager,
+    root: u64,
+    from: u64,
+    mut visit: impl FnMut(u64, V) -> bool,
+) -> Result<Option<u64>> {
+    let mut block = root;
+    // Keys from here on are in other leaves.
+    let mut bound = None;
+    for _ in 0..MAX_DEPTH {
+        let node = read::<V>(tm, block).await?;
+        let bytes = node.bytes();
+        let nr = node::nr_entries(&bytes);
+        if node::is_leaf(&bytes) {
+            let first = node::upper_bound(&bytes, from);
+            let first = match node::find(&bytes, from) {
+                Some(i) => i,
+                None => first,
+            };
+            for i in first..nr {
+                if !visit(node::key(&bytes, i), V::get(node::value(&bytes, i))) {
+                    return Ok(None);
+                }
+            }
+            // Keys out of order would lead backwards.
+            return Ok(bound.filter(|bound| *bound > from));
+        }
+        let i = node::lower_bound(&bytes, from).unwrap_or(0);
+        if i + 1 < nr {
+            bound = Some(node::key(&bytes, i + 1));
+        }
+        block = node::child(&bytes, i);
+    }
+    Err(too_deep(block))
+}
+
+/// The highest key.
+pub async fn last_key<V: Value>(tm: &TransactionManager, root: u64) -> Result<Option<u64>> {
+    let mut block = root;
+    for _ in 0..MAX_DEPTH {
+        let node = read::<V>(tm, block).await?;
+        let bytes = node.bytes();
+        let Some(last) = node::nr_entries(&bytes).checked_sub(1) else {
+            return Ok(None);
+        };
+        if node::is_leaf(&bytes) {
+            return Ok(Some(node::key(&bytes, last)));
+        }
+        block = node::child(&bytes, last);
+    }
+    Err(too_deep(block))
+}

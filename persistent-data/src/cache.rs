@@ -1,0 +1,231 @@
+//! The cache of metadata blocks, with a byte limit.
+//!
+//! Callers serialise their operations, so no two reads of a block are under way at once. Clean
+//! blocks nobody holds are dropped when the limit is reached; if that does not suffice, dirty ones
+//! are written early. That is always allowed: only blocks that are free in the committed state are
+//! ever dirty here (persistent-data.md 4); superblocks do not live in the cache.
+
+use crate::block::Kind;
+use crate::device::{BLOCK_BYTES, BlockBytes, BlockDevice};
+use crate::error::{Error, Result};
+use futures::StreamExt;
+use rustc_hash::FxHashMap;
+use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// Writes under way at once in a commit.
+const WRITE_DEPTH: usize = 64;
+
+/// Fewest blocks a cache keeps: a path through the trees with siblings, and then some.
+const MIN_BLOCKS: usize = 64;
+
+/// A cached block.
+pub struct Block {
+    nr: u64,
+    kind: &'static Kind,
+    bytes: RefCell<Box<BlockBytes>>,
+    dirty: Cell<bool>,
+    used: Cell<bool>,
+}
+
+impl Block {
+    /// Its location.
+    pub fn nr(&self) -> u64 {
+        self.nr
+    }
+
+    /// Its contents. Not to be held across an await.
+    pub fn bytes(&self) -> Ref<'_, Box<BlockBytes>> {
+        self.bytes.borrow()
+    }
+
+    /// Its contents, to be changed. Only for blocks that the transaction manager made writable.
+    pub fn bytes_mut(&self) -> RefMut<'_, Box<BlockBytes>> {
+        self.dirty.set(true);
+        self.bytes.borrow_mut()
+    }
+}
+
+/// Counters of a cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Bytes of cached blocks.
+    pub used_bytes: u64,
+    /// Look-ups answered from the cache.
+    pub hits: u64,
+    /// Blocks read from the device.
+    pub misses: u64,
+}
+
+/// The cache.
+pub struct BlockCache {
+    device: Rc<dyn BlockDevice>,
+    blocks: RefCell<FxHashMap<u64, Rc<Block>>>,
+    /// Candidates for eviction, each cached block once.
+    clock: RefCell<VecDeque<u64>>,
+    max_blocks: usize,
+    hits: Cell<u64>,
+    misses: Cell<u64>,
+}
+
+impl BlockCache {
+    /// A cache of at most `limit_bytes` (at least 64 blocks).
+    pub fn new(device: Rc<dyn BlockDevice>, limit_bytes: usize) -> Self {
+        BlockCache {
+            device,
+            blocks: RefCell::default(),
+            clock: RefCell::default(),
+            max_blocks: (limit_bytes / BLOCK_BYTES).max(MIN_BLOCKS),
+            hits: Cell::new(0),
+            misses: Cell::new(0),
+        }
+    }
+
+    /// The device below.
+    pub fn device(&self) -> &Rc<dyn BlockDevice> {
+        &self.device
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            used_bytes: (self.blocks.borrow().len() * BLOCK_BYTES) as u64,
+            hits: self.hits.get(),
+            misses: self.misses.get(),
+        }
+    }
+
+    /// A block, checked when it comes from the device.
+    pub async fn read(&self, nr: u64, kind: &'static Kind) -> Result<Rc<Block>> {
+        let cached = self.blocks.borrow().get(&nr).cloned();
+        if let Some(block) = cached {
+            if !std::ptr::eq(block.kind, kind) {
+                return Err(Error::WrongType {
+                    block: nr,
+                    wanted: kind.name,
+                });
+            }
+            block.used.set(true);
+            self.hits.set(self.hits.get() + 1);
+            return Ok(block);
+        }
+        if nr >= self.device.nr_blocks() {
+            return Err(Error::OutOfRange {
+                block: nr,
+                nr_blocks: self.device.nr_blocks(),
+            });
+        }
+        self.misses.set(self.misses.get() + 1);
+        let mut bytes = Box::new([0; BLOCK_BYTES]);
+        self.device
+            .read(nr, &mut bytes)
+            .await
+            .map_err(|source| Error::Device { block: nr, source })?;
+        kind.verify(&bytes, nr)?;
+        self.insert(nr, kind, bytes, false).await
+    }
+
+    /// A block of zeroes that is not read from the device. Whatever was cached there is forgotten:
+    /// the block was free.
+    pub async fn zeroed(&self, nr: u64, kind: &'static Kind) -> Result<Rc<Block>> {
+        self.insert(nr, kind, Box::new([0; BLOCK_BYTES]), true)
+            .await
+    }
+
+    async fn insert(
+        &self,
+        nr: u64,
+        kind: &'static Kind,
+        bytes: Box<BlockBytes>,
+        dirty: bool,
+    ) -> Result<Rc<Block>> {
+        self.make_room().await?;
+        let block = Rc::new(Block {
+            nr,
+            kind,
+            bytes: RefCell::new(bytes),
+            dirty: Cell::new(dirty),
+            used: Cell::new(true),
+        });
+        let old = self.blocks.borrow_mut().insert(nr, block.clone());
+        if old.is_none() {
+            self.clock.borrow_mut().push_back(nr);
+        }
+        Ok(block)
+    }
+
+    async fn make_room(&self) -> Result<()> {
+        // Twice around: the first time clears the marks.
+        let rounds = 2 * self.clock.borrow().len();
+        for _ in 0..rounds {
+            if self.blocks.borrow().len() < self.max_blocks {
+                return Ok(());
+            }
+            let Some(nr) = self.clock.borrow_mut().pop_front() else {
+                return Ok(());
+            };
+            let Some(block) = self.blocks.borrow().get(&nr).cloned() else {
+                continue;
+            };
+            // Two references: the map's and this one.
+            if Rc::strong_count(&block) > 2 || block.used.replace(false) {
+                self.clock.borrow_mut().push_back(nr);
+                continue;
+            }
+            if block.dirty.get() {
+                self.write(&block).await?;
+            }
+            self.blocks.borrow_mut().remove(&nr);
+        }
+        Ok(())
+    }
+
+    async fn write(&self, block: &Block) -> Result<()> {
+        // A copy, so that no borrow is held while the device works.
+        let bytes = {
+            let mut bytes = block.bytes.borrow_mut();
+            block.kind.seal(&mut bytes, block.nr);
+            bytes.clone()
+        };
+        block.dirty.set(false);
+        self.device
+            .write(block.nr, &bytes)
+            .await
+            .map_err(|source| Error::Device {
+                block: block.nr,
+                source,
+            })
+    }
+
+    /// Writes all dirty blocks, many at a time.
+    pub async fn write_dirty(&self) -> Result<()> {
+        let mut dirty: Vec<_> = self
+            .blocks
+            .borrow()
+            .values()
+            .filter(|block| block.dirty.get())
+            .cloned()
+            .collect();
+        dirty.sort_unstable_by_key(|block| block.nr);
+        let mut writes = futures::stream::iter(dirty)
+            .map(|block| async move { self.write(&block).await })
+            .buffer_unordered(WRITE_DEPTH);
+        while let Some(written) = writes.next().await {
+            written?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    pub async fn flush(&self) -> Result<()> {
+        self.device.flush().await.map_err(Error::Flush)
+    }
+
+    /// Forgets a block that is free now, so that it is not written for nothing.
+    pub fn forget(&self, nr: u64) {
+        if let Some(block) = self.blocks.borrow().get(&nr) {
+            block.dirty.set(false);
+        }
+    }
+}
