@@ -1,1 +1,337 @@
-//! The on-disk state of a thin pool (thin.md 1 to 5).
+//! The on-disk state of a thin pool (thin.md 1 to 5, 9, 11.4).
+//!
+//! Callers serialise operations (`&mut self` sees to it) and flush the data device before
+//! [`ThinMetadata::commit`]. After an error that is not a refusal ([`ThinError::is_refusal`]) the
+//! transaction must be given up with [`ThinMetadata::abort`].
+
+pub mod check;
+mod devices;
+pub mod dump;
+mod error;
+mod refs;
+mod snap;
+mod superblock;
+
+pub use error::ThinError;
+pub use refs::Details;
+pub use superblock::Superblock;
+
+use persistent_data::btree;
+use persistent_data::device::{BLOCK_BYTES, BlockDevice};
+use persistent_data::tm::{DiskSpaceMap, TransactionManager, write_superblock};
+use refs::DataRefs;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use superblock::SUPERBLOCK;
+
+/// How to open a pool's metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Sectors per data block; must be the stored one.
+    pub data_block_size_sectors: u32,
+    /// Limit of the block cache.
+    pub cache_bytes: usize,
+    /// Format a device whose first block is all zeroes.
+    pub may_format: bool,
+    /// Nothing may be written.
+    pub read_only: bool,
+}
+
+/// A device's state in core, kept from first use to the end of the transaction or longer.
+#[derive(Debug, Clone, Copy)]
+struct Device {
+    root: u64,
+    details: Details,
+    details_changed: bool,
+    /// The path to its root has been shadowed in this transaction, so that references below are
+    /// counted right (the path goes first: persistent-data.md 2.3, 2.7).
+    path_shadowed: bool,
+}
+
+/// What [`ThinMetadata::remove_range`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Mappings removed.
+    pub count: u64,
+    /// Data blocks nobody refers to any more.
+    pub freed: Vec<u64>,
+}
+
+/// A pool's metadata, open.
+pub struct ThinMetadata {
+    device: Rc<dyn BlockDevice>,
+    options: OpenOptions,
+    tm: TransactionManager,
+    data: DiskSpaceMap,
+    /// As of the last commit, with what has changed since but for the maps' roots.
+    sb: Superblock,
+    devices: BTreeMap<u32, Device>,
+    freed: RefCell<Vec<u64>>,
+    sb_changed: bool,
+    usable: bool,
+}
+
+impl ThinMetadata {
+    /// Opens the metadata of a pool, formatting the device if that is allowed and its first block is
+    /// all zeroes.
+    ///
+    /// Errors: see [`ThinError`]; the checks are made in the order of thin.md 1.
+    pub async fn open(
+        device: Rc<dyn BlockDevice>,
+        options: OpenOptions,
+    ) -> Result<Self, ThinError> {
+        match read_superblock(device.as_ref()).await? {
+            Some(sb) => Self::load(device, options, sb).await,
+            None if options.may_format && !options.read_only => Self::format(device, options).await,
+            None => Err(ThinError::Unformatted),
+        }
+    }
+
+    async fn load(
+        device: Rc<dyn BlockDevice>,
+        options: OpenOptions,
+        sb: Superblock,
+    ) -> Result<Self, ThinError> {
+        if sb.data_block_size_sectors != options.data_block_size_sectors {
+            return Err(ThinError::BlockSize {
+                found: sb.data_block_size_sectors,
+                wanted: options.data_block_size_sectors,
+            });
+        }
+        if sb.compat_ro_flags != 0 && !options.read_only {
+            return Err(ThinError::Features {
+                flags: sb.compat_ro_flags,
+                what: "read-only compatible",
+            });
+        }
+        let tm =
+            TransactionManager::open(device.clone(), options.cache_bytes, &sb.metadata_map).await?;
+        let data = DiskSpaceMap::open(&tm, &sb.data_map).await?;
+        Ok(ThinMetadata {
+            device,
+            options,
+            tm,
+            data,
+            sb,
+            devices: BTreeMap::new(),
+            freed: RefCell::default(),
+            sb_changed: false,
+            usable: true,
+        })
+    }
+
+    /// thin.md 4.
+    async fn format(device: Rc<dyn BlockDevice>, options: OpenOptions) -> Result<Self, ThinError> {
+        let tm = TransactionManager::create(device.clone(), options.cache_bytes).await?;
+        let data = DiskSpaceMap::create(&tm).await?;
+        let sb = Superblock {
+            mapping_root: btree::empty::<u64>(&tm).await?,
+            details_root: btree::empty::<Details>(&tm).await?,
+            data_block_size_sectors: options.data_block_size_sectors,
+            metadata_nr_blocks: tm.map().nr_blocks(),
+            ..Superblock::default()
+        };
+        let mut metadata = ThinMetadata {
+            device,
+            options,
+            tm,
+            data,
+            sb,
+            devices: BTreeMap::new(),
+            freed: RefCell::default(),
+            sb_changed: true,
+            usable: true,
+        };
+        metadata.commit().await?;
+        Ok(metadata)
+    }
+
+    fn refs(&self) -> DataRefs<'_> {
+        DataRefs {
+            map: &self.data,
+            freed: &self.freed,
+        }
+    }
+
+    /// Commits the transaction. The data device must have been flushed before, with nothing inserted
+    /// since (thin.md 5).
+    pub async fn commit(&mut self) -> Result<(), ThinError> {
+        if !self.usable {
+            return Err(ThinError::Unusable);
+        }
+        if !self.changed() {
+            return Ok(());
+        }
+        for (id, dev) in self.devices.iter_mut().filter(|(_, d)| d.details_changed) {
+            let (root, _) = btree::insert(
+                &self.tm,
+                self.sb.details_root,
+                u64::from(*id),
+                dev.details,
+                &btree::Plain,
+            )
+            .await?;
+            self.sb.details_root = root;
+            dev.details_changed = false;
+        }
+        self.sb.data_map = self.data.pre_commit(&self.tm).await?;
+        self.sb.metadata_map = self.tm.pre_commit().await?;
+        let mut bytes = self.sb.to_bytes();
+        self.tm.commit(&SUPERBLOCK, &mut bytes).await?;
+        self.data.committed();
+        for dev in self.devices.values_mut() {
+            dev.path_shadowed = false;
+        }
+        self.freed.borrow_mut().clear();
+        self.sb_changed = false;
+        Ok(())
+    }
+
+    /// Whether there is anything to commit.
+    pub fn changed(&self) -> bool {
+        self.sb_changed
+            || self.tm.is_changed()
+            || self.data.map().is_changed()
+            || self.devices.values().any(|dev| dev.details_changed)
+    }
+
+    /// Gives the transaction up: everything is as of the last commit (thin.md 9).
+    pub async fn abort(&mut self) -> Result<(), ThinError> {
+        self.usable = false;
+        let sb = read_superblock(self.device.as_ref())
+            .await?
+            .ok_or(ThinError::NotAPool)?;
+        *self = Self::load(self.device.clone(), self.options, sb).await?;
+        Ok(())
+    }
+
+    /// Records that a check is needed, durably, beside the state of the last commit. To be called
+    /// after [`ThinMetadata::abort`].
+    pub async fn set_needs_check(&mut self) -> Result<(), ThinError> {
+        self.sb.needs_check = true;
+        let mut bytes = self.sb.to_bytes();
+        Ok(write_superblock(self.device.as_ref(), &SUPERBLOCK, &mut bytes).await?)
+    }
+
+    /// Whether a check is needed before anything may change.
+    pub fn needs_check(&self) -> bool {
+        self.sb.needs_check
+    }
+
+    /// The snapshot counter.
+    pub fn time(&self) -> u32 {
+        self.sb.time
+    }
+
+    /// The userspace transaction id.
+    pub fn transaction_id(&self) -> u64 {
+        self.sb.transaction_id
+    }
+
+    /// Sets the transaction id where it is `current`.
+    pub fn set_transaction_id(&mut self, current: u64, new: u64) -> Result<(), ThinError> {
+        if self.sb.transaction_id != current {
+            return Err(ThinError::TransactionId {
+                expected: current,
+                found: self.sb.transaction_id,
+            });
+        }
+        self.sb.transaction_id = new;
+        self.sb_changed = true;
+        Ok(())
+    }
+
+    /// Blocks of the data device as recorded.
+    pub fn nr_data_blocks(&self) -> u64 {
+        self.data.map().nr_blocks()
+    }
+
+    /// Free data blocks. Those freed in this transaction count, held ones do not.
+    pub fn nr_free_data(&self) -> u64 {
+        let map = self.data.map();
+        map.nr_free().saturating_sub(map.nr_held())
+    }
+
+    /// Blocks of the metadata device in use by the format.
+    pub fn nr_metadata_blocks(&self) -> u64 {
+        self.tm.map().nr_blocks()
+    }
+
+    /// Free metadata blocks, the reserve among them.
+    pub fn nr_free_metadata(&self) -> u64 {
+        self.tm.map().nr_free()
+    }
+
+    /// Metadata blocks that are never reported as free (thin.md 6).
+    pub fn metadata_reserve(&self) -> u64 {
+        (self.nr_metadata_blocks() / 10).min(4096)
+    }
+
+    /// Bytes of cached metadata.
+    pub fn cache_used_bytes(&self) -> u64 {
+        self.tm.cache_stats().used_bytes
+    }
+
+    /// Enlarges the data device's map.
+    pub async fn resize_data(&mut self, nr_blocks: u64) -> Result<(), ThinError> {
+        let found = self.nr_data_blocks();
+        if nr_blocks < found {
+            return Err(ThinError::Shrunk {
+                found,
+                wanted: nr_blocks,
+            });
+        }
+        if nr_blocks > found {
+            self.data.extend(&self.tm, nr_blocks).await?;
+            self.sb_changed = true;
+        }
+        Ok(())
+    }
+
+    /// Enlarges the metadata device's map to the device, if that has grown.
+    pub async fn resize_metadata(&mut self) -> Result<(), ThinError> {
+        let before = self.nr_metadata_blocks();
+        self.tm.extend().await?;
+        self.sb_changed |= self.nr_metadata_blocks() != before;
+        Ok(())
+    }
+
+    /// A free data block, with its first reference.
+    pub async fn alloc_data_block(&mut self) -> Result<u64, ThinError> {
+        match self.data.map().allocate(&self.tm).await {
+            Err(persistent_data::Error::NoSpace) => Err(ThinError::NoDataSpace),
+            result => Ok(result?),
+        }
+    }
+
+    /// Gives back a data block that got no mapping.
+    pub async fn free_data_block(&mut self, block: u64) -> Result<(), ThinError> {
+        self.data.map().dec(&self.tm, block).await?;
+        Ok(())
+    }
+
+    /// References to a data block.
+    pub async fn data_count(&self, block: u64) -> Result<u32, ThinError> {
+        Ok(self.data.map().count(&self.tm, block).await?)
+    }
+
+    /// Keeps a data block from being allocated.
+    pub fn hold_data_block(&mut self, block: u64) {
+        self.data.map().hold(block);
+    }
+
+    /// The opposite of [`ThinMetadata::hold_data_block`].
+    pub fn unhold_data_block(&mut self, block: u64) {
+        self.data.map().unhold(block);
+    }
+}
+
+async fn read_superblock(device: &dyn BlockDevice) -> Result<Option<Superblock>, ThinError> {
+    let mut bytes = [0; BLOCK_BYTES];
+    device
+        .read(0, &mut bytes)
+        .await
+        .map_err(|source| persistent_data::Error::Device { block: 0, source })?;
+    Superblock::read(&bytes, 0)
+}

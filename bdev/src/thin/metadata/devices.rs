@@ -1,0 +1,258 @@
+//! Thin devices and their mappings (thin.md 2, 3).
+
+use super::refs::{Details, MovedRoot, TIME_BITS, TreeRefs};
+use super::{Device, Removed, ThinError, ThinMetadata};
+use persistent_data::btree;
+
+const MAX_ID: u32 = (1 << 24) - 1;
+
+impl ThinMetadata {
+    async fn details_on_disk(&self, id: u32) -> Result<Option<Details>, ThinError> {
+        Ok(btree::lookup(&self.tm, self.sb.details_root, u64::from(id)).await?)
+    }
+
+    /// The state of a device in core, read if need be.
+    async fn device(&mut self, id: u32) -> Result<Device, ThinError> {
+        if let Some(dev) = self.devices.get(&id) {
+            return Ok(*dev);
+        }
+        let details = self
+            .details_on_disk(id)
+            .await?
+            .ok_or(ThinError::NoDevice(id))?;
+        let root = btree::lookup::<u64>(&self.tm, self.sb.mapping_root, u64::from(id))
+            .await?
+            .ok_or(ThinError::NoDevice(id))?;
+        let dev = Device {
+            root,
+            details,
+            details_changed: false,
+            path_shadowed: false,
+        };
+        self.devices.insert(id, dev);
+        Ok(dev)
+    }
+
+    /// The device with the path to its root shadowed, so that its tree may be changed.
+    async fn writable_device(&mut self, id: u32) -> Result<Device, ThinError> {
+        let dev = self.device(id).await?;
+        if dev.path_shadowed {
+            return Ok(dev);
+        }
+        self.set_root(id, dev.root).await?;
+        self.device(id).await
+    }
+
+    /// Notes where a device's root is now, in core and in level 1.
+    async fn set_root(&mut self, id: u32, root: u64) -> Result<(), ThinError> {
+        let (mapping_root, _) = btree::insert(
+            &self.tm,
+            self.sb.mapping_root,
+            u64::from(id),
+            root,
+            &MovedRoot,
+        )
+        .await?;
+        self.sb.mapping_root = mapping_root;
+        if let Some(dev) = self.devices.get_mut(&id) {
+            dev.root = root;
+            dev.path_shadowed = true;
+        }
+        Ok(())
+    }
+
+    async fn changed_tree(
+        &mut self,
+        id: u32,
+        dev: &Device,
+        root: u64,
+        mapped_by: i64,
+    ) -> Result<(), ThinError> {
+        if root != dev.root {
+            self.set_root(id, root).await?;
+        }
+        if let Some(dev) = self.devices.get_mut(&id) {
+            dev.details.mapped_blocks = dev.details.mapped_blocks.saturating_add_signed(mapped_by);
+            dev.details_changed |= mapped_by != 0;
+        }
+        self.sb_changed = true;
+        Ok(self.data.relieve(&self.tm).await?)
+    }
+
+    async fn check_new_id(&self, id: u32) -> Result<(), ThinError> {
+        if id > MAX_ID {
+            return Err(ThinError::BadId(id));
+        }
+        match self.devices.contains_key(&id) || self.details_on_disk(id).await?.is_some() {
+            true => Err(ThinError::Exists(id)),
+            false => Ok(()),
+        }
+    }
+
+    async fn add_device(&mut self, id: u32, root: u64, details: Details) -> Result<(), ThinError> {
+        self.set_root(id, root).await?;
+        self.devices.insert(
+            id,
+            Device {
+                root,
+                details,
+                details_changed: true,
+                path_shadowed: true,
+            },
+        );
+        Ok(())
+    }
+
+    /// Creates an empty device. Errors: EEXIST, EINVAL for an id above 2^24 - 1.
+    pub async fn create_thin(&mut self, id: u32) -> Result<(), ThinError> {
+        self.check_new_id(id).await?;
+        let root = btree::empty::<u64>(&self.tm).await?;
+        let details = Details {
+            mapped_blocks: 0,
+            transaction_id: self.sb.transaction_id,
+            creation_time: self.sb.time,
+            snapshotted_time: self.sb.time,
+        };
+        self.add_device(id, root, details).await
+    }
+
+    /// Makes `id` a snapshot of `origin`. Errors: EEXIST, ENODATA without an origin. Writes to the
+    /// origin must have been quiesced.
+    pub async fn create_snap(&mut self, id: u32, origin: u32) -> Result<(), ThinError> {
+        self.check_new_id(id).await?;
+        let time = self.sb.time + 1;
+        if time >> TIME_BITS != 0 {
+            return Err(ThinError::TooManySnapshots);
+        }
+        self.device(origin).await?;
+        let dev = self.writable_device(origin).await?;
+        self.tm.inc(dev.root)?;
+        self.sb.time = time;
+        let details = Details {
+            mapped_blocks: dev.details.mapped_blocks,
+            transaction_id: self.sb.transaction_id,
+            creation_time: time,
+            snapshotted_time: time,
+        };
+        self.add_device(id, dev.root, details).await?;
+        if let Some(dev) = self.devices.get_mut(&origin) {
+            dev.details.snapshotted_time = time;
+            dev.details_changed = true;
+        }
+        Ok(())
+    }
+
+    /// Deletes a device; the data blocks it shared with nobody become free. Error: ENODATA.
+    pub async fn delete(&mut self, id: u32) -> Result<(), ThinError> {
+        self.device(id).await?;
+        let key = u64::from(id);
+        let (details_root, _) =
+            btree::remove::<Details, _>(&self.tm, self.sb.details_root, key, &btree::Plain).await?;
+        let refs = TreeRefs(self.refs());
+        let (mapping_root, _) =
+            btree::remove::<u64, _>(&self.tm, self.sb.mapping_root, key, &refs).await?;
+        self.sb.details_root = details_root;
+        self.sb.mapping_root = mapping_root;
+        self.sb_changed = true;
+        self.devices.remove(&id);
+        Ok(self.data.relieve(&self.tm).await?)
+    }
+
+    /// What is known of a device. Error: ENODATA.
+    pub async fn details(&mut self, id: u32) -> Result<Details, ThinError> {
+        Ok(self.device(id).await?.details)
+    }
+
+    /// All devices, by id.
+    pub async fn devices(&mut self) -> Result<Vec<(u32, Details)>, ThinError> {
+        let mut all = std::collections::BTreeMap::new();
+        btree::walk(
+            &self.tm,
+            self.sb.details_root,
+            0,
+            u64::from(MAX_ID) + 1,
+            |id, details: Details| {
+                all.insert(id as u32, details);
+            },
+        )
+        .await?;
+        // Newer in core than on disk.
+        all.extend(self.devices.iter().map(|(id, dev)| (*id, dev.details)));
+        Ok(all.into_iter().collect())
+    }
+
+    /// Fills `values` with the mappings of the blocks from `first` on as they are on disk:
+    /// `data block << 24 | time`. What is not mapped is left as it is.
+    pub async fn lookup_range(
+        &mut self,
+        id: u32,
+        first: u64,
+        values: &mut [u64],
+    ) -> Result<(), ThinError> {
+        let root = self.device(id).await?.root;
+        let end = first.saturating_add(values.len() as u64);
+        btree::walk(&self.tm, root, first, end, |block, value: u64| {
+            if let Some(slot) = values.get_mut((block - first) as usize) {
+                *slot = value;
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The mapping of a block: data block and time.
+    pub async fn lookup(&mut self, id: u32, block: u64) -> Result<Option<(u64, u32)>, ThinError> {
+        let root = self.device(id).await?.root;
+        let value: Option<u64> = btree::lookup(&self.tm, root, block).await?;
+        Ok(value.map(|v| (v >> TIME_BITS, (v & ((1 << TIME_BITS) - 1)) as u32)))
+    }
+
+    /// The first mapped block from `from` on.
+    pub async fn next_mapped(&mut self, id: u32, from: u64) -> Result<Option<u64>, ThinError> {
+        let root = self.device(id).await?.root;
+        let next: Option<(u64, u64)> = btree::next(&self.tm, root, from).await?;
+        Ok(next.map(|(block, _)| block))
+    }
+
+    pub(super) async fn device_root(&mut self, id: u32) -> Result<u64, ThinError> {
+        Ok(self.device(id).await?.root)
+    }
+
+    /// The last mapped block.
+    pub async fn highest_mapped(&mut self, id: u32) -> Result<Option<u64>, ThinError> {
+        let root = self.device(id).await?.root;
+        Ok(btree::last_key::<u64>(&self.tm, root).await?)
+    }
+
+    /// Maps a block to a data block that was allocated for it. What was mapped there loses a
+    /// reference.
+    pub async fn insert(&mut self, id: u32, block: u64, data_block: u64) -> Result<(), ThinError> {
+        let dev = self.writable_device(id).await?;
+        let value = data_block << TIME_BITS | u64::from(self.sb.time);
+        let (root, is_new) = btree::insert(&self.tm, dev.root, block, value, &self.refs()).await?;
+        self.changed_tree(id, &dev, root, i64::from(is_new)).await
+    }
+
+    /// Unmaps `begin..end`.
+    pub async fn remove_range(
+        &mut self,
+        id: u32,
+        begin: u64,
+        end: u64,
+    ) -> Result<Removed, ThinError> {
+        let next = self.next_mapped(id, begin).await?;
+        if next.is_none_or(|next| next >= end) {
+            return Ok(Removed::default());
+        }
+        let dev = self.writable_device(id).await?;
+        self.freed.borrow_mut().clear();
+        let (root, count) =
+            btree::remove_range::<u64, _>(&self.tm, dev.root, begin, end, &self.refs(), |_, _| {})
+                .await?;
+        self.changed_tree(id, &dev, root, -(count as i64)).await?;
+        Ok(Removed {
+            count,
+            freed: self.freed.take(),
+        })
+    }
+}
