@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Base bdevs: opening, claiming, and I/O from slow paths. */
+#include "shim.h"
+
+#include "spdk/stdinc.h"
+#include "spdk/bdev.h"
+#include "spdk/bdev_module.h"
+#include "spdk/log.h"
+#include "spdk/thread.h"
+#include "internal.h"
+
+struct sdm_desc {
+	struct spdk_bdev_desc *desc;
+	struct spdk_bdev *bdev;
+	void (*event)(void *, int);
+	void *ctx;
+	bool claimed;
+};
+
+static void
+event_cb(enum spdk_bdev_event_type type, struct spdk_bdev *bdev, void *ctx)
+{
+	struct sdm_desc *d = ctx;
+
+	switch (type) {
+	case SPDK_BDEV_EVENT_REMOVE:
+		d->event(d->ctx, SDM_EVENT_REMOVE);
+		break;
+	case SPDK_BDEV_EVENT_RESIZE:
+		d->event(d->ctx, SDM_EVENT_RESIZE);
+		break;
+	default:
+		d->event(d->ctx, SDM_EVENT_OTHER);
+		break;
+	}
+}
+
+int
+sdm_bdev_exists(const char *name)
+{
+	return spdk_bdev_get_by_name(name) != NULL;
+}
+
+int
+sdm_bdev_open(const char *name, bool write, void (*event)(void *, int), void *ctx, void **out)
+{
+	struct sdm_desc *d = calloc(1, sizeof(*d));
+	int rc;
+
+	if (d == NULL) {
+		return -ENOMEM;
+	}
+	d->event = event;
+	d->ctx = ctx;
+	rc = spdk_bdev_open_ext(name, write, event_cb, d, &d->desc);
+	if (rc != 0) {
+		free(d);
+		return rc;
+	}
+	d->bdev = spdk_bdev_desc_get_bdev(d->desc);
+	*out = d;
+	return 0;
+}
+
+void
+sdm_desc_close(void *desc)
+{
+	struct sdm_desc *d = desc;
+
+	sdm_desc_release(d);
+	spdk_bdev_close(d->desc);
+	free(d);
+}
+
+int
+sdm_desc_claim(void *desc)
+{
+	struct sdm_desc *d = desc;
+	int rc = spdk_bdev_module_claim_bdev(d->bdev, d->desc, &g_sdm_module);
+
+	d->claimed = rc == 0;
+	return rc;
+}
+
+void
+sdm_desc_release(void *desc)
+{
+	struct sdm_desc *d = desc;
+
+	if (d->claimed) {
+		spdk_bdev_module_release_bdev(d->bdev);
+		d->claimed = false;
+	}
+}
+
+void
+sdm_desc_info(void *desc, struct sdm_bdev_info *info)
+{
+	struct sdm_desc *d = desc;
+	static const struct {
+		enum spdk_bdev_io_type type;
+		int kind;
+	} kinds[] = {
+		{SPDK_BDEV_IO_TYPE_READ, SDM_READ},
+		{SPDK_BDEV_IO_TYPE_WRITE, SDM_WRITE},
+		{SPDK_BDEV_IO_TYPE_FLUSH, SDM_FLUSH},
+		{SPDK_BDEV_IO_TYPE_UNMAP, SDM_UNMAP},
+		{SPDK_BDEV_IO_TYPE_WRITE_ZEROES, SDM_WRITE_ZEROES},
+		{SPDK_BDEV_IO_TYPE_RESET, SDM_RESET},
+	};
+	size_t i;
+
+	memset(info, 0, sizeof(*info));
+	info->block_bytes = spdk_bdev_get_block_size(d->bdev);
+	info->nr_blocks = spdk_bdev_get_num_blocks(d->bdev);
+	info->metadata_bytes = spdk_bdev_get_md_size(d->bdev);
+	info->metadata_interleaved = spdk_bdev_is_md_interleaved(d->bdev);
+	info->dif_type = spdk_bdev_get_dif_type(d->bdev);
+	for (i = 0; i < SPDK_COUNTOF(kinds); i++) {
+		if (spdk_bdev_io_type_supported(d->bdev, kinds[i].type)) {
+			info->io_kinds |= 1u << kinds[i].kind;
+		}
+	}
+}
+
+void *
+sdm_desc_channel(void *desc)
+{
+	struct sdm_desc *d = desc;
+
+	return spdk_bdev_get_io_channel(d->desc);
+}
+
+struct spdk_bdev_desc *sdm_desc_raw(void *desc);
+struct spdk_bdev_desc *
+sdm_desc_raw(void *desc)
+{
+	return ((struct sdm_desc *)desc)->desc;
+}
+
+struct base_io {
+	int kind;
+	struct sdm_desc *desc;
+	struct spdk_io_channel *channel;
+	void *buf;
+	uint64_t offset;
+	uint64_t count;
+	void (*done)(void *, int);
+	void *ctx;
+	struct spdk_bdev_io_wait_entry wait;
+};
+
+static void
+base_io_finish(struct base_io *io, int err)
+{
+	io->done(io->ctx, err);
+	free(io);
+}
+
+static void
+base_io_done(struct spdk_bdev_io *bdev_io, bool success, void *ctx)
+{
+	spdk_bdev_free_io(bdev_io);
+	base_io_finish(ctx, success ? 0 : EIO);
+}
+
+static void
+base_io_submit(void *ctx)
+{
+	struct base_io *io = ctx;
+	struct spdk_bdev_desc *desc = io->desc->desc;
+	int rc;
+
+	switch (io->kind) {
+	case SDM_READ:
+		rc = spdk_bdev_read_blocks(desc, io->channel, io->buf, io->offset, io->count, base_io_done, io);
+		break;
+	case SDM_WRITE:
+		rc = spdk_bdev_write_blocks(desc, io->channel, io->buf, io->offset, io->count, base_io_done, io);
+		break;
+	case SDM_FLUSH:
+		rc = spdk_bdev_flush_blocks(desc, io->channel, io->offset, io->count, base_io_done, io);
+		break;
+	case SDM_UNMAP:
+		rc = spdk_bdev_unmap_blocks(desc, io->channel, io->offset, io->count, base_io_done, io);
+		break;
+	case SDM_WRITE_ZEROES:
+		rc = spdk_bdev_write_zeroes_blocks(desc, io->channel, io->offset, io->count, base_io_done, io);
+		break;
+	default:
+		rc = -ENOTSUP;
+		break;
+	}
+	if (rc == -ENOMEM) {
+		io->wait.bdev = io->desc->bdev;
+		io->wait.cb_fn = base_io_submit;
+		io->wait.cb_arg = io;
+		rc = spdk_bdev_queue_io_wait(io->desc->bdev, io->channel, &io->wait);
+	}
+	if (rc != 0) {
+		base_io_finish(io, -rc);
+	}
+}
+
+void
+sdm_base_io(int kind, void *desc, void *channel, void *buf, uint64_t offset_blocks, uint64_t nr_blocks,
+	    void (*done)(void *, int), void *ctx)
+{
+	struct base_io *io = calloc(1, sizeof(*io));
+
+	if (io == NULL) {
+		done(ctx, ENOMEM);
+		return;
+	}
+	io->kind = kind;
+	io->desc = desc;
+	io->channel = channel;
+	io->buf = buf;
+	io->offset = offset_blocks;
+	io->count = nr_blocks;
+	io->done = done;
+	io->ctx = ctx;
+	base_io_submit(io);
+}

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * JSON-RPC methods implemented in Rust. SPDK gives a handler no context, so each method has a function
+ * of its own that knows its number. */
+#include "shim.h"
+
+#include "spdk/stdinc.h"
+#include "spdk/json.h"
+#include "spdk/jsonrpc.h"
+#include "spdk/rpc.h"
+#include "internal.h"
+
+#define MAX_PARAMS_BYTES (1 << 20)
+
+static sdm_rpc_fn g_fn;
+
+struct text {
+	char *data;
+	size_t len;
+};
+
+static int
+append(void *ctx, const void *data, size_t size)
+{
+	struct text *text = ctx;
+	char *grown;
+
+	if (text->len + size > MAX_PARAMS_BYTES) {
+		return -1;
+	}
+	grown = realloc(text->data, text->len + size);
+	if (grown == NULL) {
+		return -1;
+	}
+	memcpy(grown + text->len, data, size);
+	text->data = grown;
+	text->len += size;
+	return 0;
+}
+
+static void
+handle(size_t method, struct spdk_jsonrpc_request *request, const struct spdk_json_val *params)
+{
+	struct text text = {};
+	struct spdk_json_write_ctx *w;
+
+	if (params != NULL) {
+		w = spdk_json_write_begin(append, &text, 0);
+		if (w == NULL || spdk_json_write_val(w, params) != 0 || spdk_json_write_end(w) != 0) {
+			free(text.data);
+			spdk_jsonrpc_send_error_response(request, SPDK_JSONRPC_ERROR_INVALID_PARAMS,
+							 "parameters are too large");
+			return;
+		}
+	}
+	g_fn(method, request, text.data, text.len);
+	free(text.data);
+}
+
+#define METHOD(n) \
+	static void method_##n(struct spdk_jsonrpc_request *r, const struct spdk_json_val *p) { handle(n, r, p); }
+#define METHODS(X) \
+	X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) \
+	X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31)
+METHODS(METHOD)
+#define ENTRY(n) method_##n,
+static const spdk_rpc_method_handler g_methods[] = { METHODS(ENTRY) };
+
+bool
+sdm_rpc_register(size_t method, const char *name, sdm_rpc_fn fn)
+{
+	if (method >= SPDK_COUNTOF(g_methods)) {
+		return false;
+	}
+	g_fn = fn;
+	spdk_rpc_register_method(name, g_methods[method], SPDK_RPC_RUNTIME);
+	return true;
+}
+
+void
+sdm_rpc_result(void *request, const char *json, size_t len)
+{
+	struct spdk_json_write_ctx *w = spdk_jsonrpc_begin_result(request);
+
+	if (w != NULL) {
+		spdk_json_write_val_raw(w, json, len);
+		spdk_jsonrpc_end_result(request, w);
+	}
+}
+
+void
+sdm_rpc_error(void *request, int code, const char *message)
+{
+	spdk_jsonrpc_send_error_response(request, code, message);
+}
+
+void
+sdm_json_raw(void *w, const char *json, size_t len)
+{
+	spdk_json_write_val_raw(w, json, len);
+}
+
+void
+sdm_json_named_raw(void *w, const char *name, const char *json, size_t len)
+{
+	spdk_json_write_name(w, name);
+	spdk_json_write_val_raw(w, json, len);
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Everything Rust knows of SPDK. No SPDK structure crosses this border, only opaque pointers and
+ * plain integers, so that one set of Rust declarations fits every SPDK version. */
+#ifndef SDM_SHIM_H
+#define SDM_SHIM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Kinds of I/O; SPDK's own numbers change between versions. */
+enum sdm_io_kind {
+	SDM_READ = 0,
+	SDM_WRITE = 1,
+	SDM_FLUSH = 2,
+	SDM_UNMAP = 3,
+	SDM_WRITE_ZEROES = 4,
+	SDM_RESET = 5,
+	SDM_ABORT = 6,
+	SDM_OTHER = 7,
+};
+
+/* Events of an opened bdev. */
+enum sdm_event {
+	SDM_EVENT_REMOVE = 0,
+	SDM_EVENT_RESIZE = 1,
+	SDM_EVENT_OTHER = 2,
+};
+
+struct sdm_bdev_info {
+	uint32_t block_bytes;
+	uint64_t nr_blocks;
+	uint32_t metadata_bytes;
+	uint32_t metadata_interleaved;
+	uint32_t dif_type;
+	uint32_t io_kinds; /* bit per sdm_io_kind */
+};
+
+/* threads, messages, pollers */
+void *sdm_thread_current(void);
+void *sdm_thread_app(void);
+int sdm_thread_send(void *thread, void (*fn)(void *), void *ctx);
+void *sdm_poller_register(int (*fn)(void *), void *ctx, uint64_t period_us);
+void sdm_poller_unregister(void *poller);
+
+/* memory */
+void *sdm_dma_alloc(size_t bytes, size_t align);
+void sdm_dma_free(void *buf);
+
+/* logging: 0 error, 1 warning, 2 notice, 3 info, 4 debug */
+void sdm_log(int level, const char *file, int line, const char *func, const char *text);
+void sdm_notify(const char *type, const char *context);
+
+/* io devices whose per-thread value Rust makes */
+typedef void *(*sdm_channel_create)(void *ctx);
+typedef void (*sdm_channel_destroy)(void *value);
+void *sdm_io_device_register(void *ctx, sdm_channel_create create, sdm_channel_destroy destroy, const char *name);
+void sdm_io_device_unregister(void *dev, void (*done)(void *), void *done_ctx);
+void *sdm_io_device_get_channel(void *dev);
+void *sdm_io_channel_value(void *channel);
+void sdm_put_channel(void *channel);
+
+/* base bdevs */
+int sdm_bdev_open(const char *name, bool write, void (*event)(void *, int), void *ctx, void **desc);
+void sdm_desc_close(void *desc);
+int sdm_desc_claim(void *desc);
+void sdm_desc_release(void *desc);
+void sdm_desc_info(void *desc, struct sdm_bdev_info *info);
+void *sdm_desc_channel(void *desc);
+int sdm_bdev_exists(const char *name);
+/* Slow path I/O: waits for resources by itself, then calls done(ctx, 0 or errno). */
+void sdm_base_io(int kind, void *desc, void *channel, void *buf, uint64_t offset_blocks, uint64_t nr_blocks,
+		 void (*done)(void *, int), void *ctx);
+
+/* virtual bdevs */
+struct sdm_vbdev_ops {
+	/* NULL: the channel cannot be made */
+	void *(*channel_create)(void *ctx);
+	void (*channel_destroy)(void *channel);
+	void (*submit)(void *channel, void *io, int kind, uint64_t offset_blocks, uint64_t nr_blocks);
+	void (*forwarded)(void *channel, void *io, uint64_t ticket, bool ok);
+	uint32_t (*io_kinds)(void *ctx);
+	/* no more channels; answer with sdm_vbdev_destructed */
+	void (*destruct)(void *ctx);
+	void (*dump_info)(void *ctx, void *w);
+};
+struct sdm_vbdev_params {
+	const char *name;
+	const char *product_name;
+	uint32_t block_bytes;
+	uint64_t nr_blocks;
+	uint32_t optimal_boundary_blocks;
+	bool write_cache;
+	uint8_t uuid[16]; /* all zero: SPDK chooses */
+};
+void *sdm_vbdev_register(const struct sdm_vbdev_params *params, const struct sdm_vbdev_ops *ops, void *ctx, int *rc);
+void sdm_vbdev_unregister(void *vbdev, void (*done)(void *, int), void *ctx);
+void sdm_vbdev_destructed(void *vbdev);
+/* Sends the I/O on to a base bdev; ops->forwarded follows. A flush goes to all of it. */
+void sdm_io_forward(void *io, void *desc, void *channel, uint64_t offset_blocks, uint64_t ticket);
+/* Fills the buffers with zeroes, getting them first if need be, and completes. */
+void sdm_io_complete_zeroes(void *io);
+void sdm_io_complete(void *io, int err);
+void *sdm_io_to_abort(void *io);
+
+/* the module */
+struct sdm_module_ops {
+	int (*init)(void);
+	void (*fini_start)(void);
+	void (*fini)(void); /* answer with sdm_module_fini_done */
+	void (*config_json)(void *w);
+	void (*examine)(const char *bdev); /* answer with sdm_module_examine_done */
+};
+void sdm_module_register(const char *name, const struct sdm_module_ops *ops);
+void sdm_module_fini_done(void);
+void sdm_module_examine_done(void);
+
+/* JSON-RPC */
+typedef void (*sdm_rpc_fn)(size_t method, void *request, const char *params, size_t len);
+/* false: no room for more methods */
+bool sdm_rpc_register(size_t method, const char *name, sdm_rpc_fn fn);
+void sdm_rpc_result(void *request, const char *json, size_t len);
+void sdm_rpc_error(void *request, int code, const char *message);
+void sdm_json_raw(void *w, const char *json, size_t len);
+void sdm_json_named_raw(void *w, const char *name, const char *json, size_t len);
+
+/* applications */
+struct sdm_app_params {
+	const char *name;
+	const char *rpc_socket;
+	const char *json_config;
+	const char *core_mask;
+	int mem_mb;
+	bool no_huge;
+};
+int sdm_app_run(const struct sdm_app_params *params, void (*start)(void *), void *ctx);
+void sdm_app_stop(int rc);
+int sdm_spdk_tgt_main(int argc, char **argv);
+
+#endif

@@ -1,0 +1,430 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Virtual bdevs implemented in Rust. The forward path allocates nothing: its state lives in the
+ * driver's part of the spdk_bdev_io. */
+#include "shim.h"
+
+#include "spdk/stdinc.h"
+#include "spdk/bdev_module.h"
+#include "spdk/likely.h"
+#include "spdk/log.h"
+#include "spdk/thread.h"
+#include "spdk/version.h"
+#include "internal.h"
+
+struct spdk_bdev_desc *sdm_desc_raw(void *desc);
+
+struct vbdev {
+	struct spdk_bdev bdev;
+	const struct sdm_vbdev_ops *ops;
+	void *ctx;
+};
+
+struct vbdev_channel {
+	struct vbdev *vbdev;
+	void *value;
+};
+
+struct io_ctx {
+	struct vbdev_channel *channel;
+	struct spdk_bdev_desc *desc;
+	struct spdk_io_channel *base_channel;
+	uint64_t offset;
+	uint64_t ticket;
+	struct spdk_bdev_io_wait_entry wait;
+};
+
+static struct io_ctx *
+ctx_of(struct spdk_bdev_io *io)
+{
+	return (struct io_ctx *)io->driver_ctx;
+}
+
+static int
+get_ctx_size(void)
+{
+	return sizeof(struct io_ctx);
+}
+
+static int
+kind_of(enum spdk_bdev_io_type type)
+{
+	switch (type) {
+	case SPDK_BDEV_IO_TYPE_READ:
+		return SDM_READ;
+	case SPDK_BDEV_IO_TYPE_WRITE:
+		return SDM_WRITE;
+	case SPDK_BDEV_IO_TYPE_FLUSH:
+		return SDM_FLUSH;
+	case SPDK_BDEV_IO_TYPE_UNMAP:
+		return SDM_UNMAP;
+	case SPDK_BDEV_IO_TYPE_WRITE_ZEROES:
+		return SDM_WRITE_ZEROES;
+	case SPDK_BDEV_IO_TYPE_RESET:
+		return SDM_RESET;
+	case SPDK_BDEV_IO_TYPE_ABORT:
+		return SDM_ABORT;
+	default:
+		return SDM_OTHER;
+	}
+}
+
+static void
+vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io)
+{
+	struct vbdev_channel *channel = spdk_io_channel_get_ctx(ch);
+	int kind = kind_of(io->type);
+
+	ctx_of(io)->channel = channel;
+	channel->vbdev->ops->submit(channel->value, io, kind,
+				    kind < SDM_RESET ? io->u.bdev.offset_blocks : 0,
+				    kind < SDM_RESET ? io->u.bdev.num_blocks : 0);
+}
+
+static void
+forward_done(struct spdk_bdev_io *base_io, bool success, void *arg)
+{
+	struct spdk_bdev_io *io = arg;
+	struct io_ctx *ctx = ctx_of(io);
+	struct vbdev_channel *channel = ctx->channel;
+
+	spdk_bdev_free_io(base_io);
+	channel->vbdev->ops->forwarded(channel->value, io, ctx->ticket, success);
+}
+
+static void
+forward_submit(void *arg)
+{
+	struct spdk_bdev_io *io = arg;
+	struct io_ctx *ctx = ctx_of(io);
+	struct spdk_bdev *base;
+	int rc;
+
+	switch (io->type) {
+	case SPDK_BDEV_IO_TYPE_READ:
+		rc = spdk_bdev_readv_blocks(ctx->desc, ctx->base_channel, io->u.bdev.iovs, io->u.bdev.iovcnt,
+					    ctx->offset, io->u.bdev.num_blocks, forward_done, io);
+		break;
+	case SPDK_BDEV_IO_TYPE_WRITE:
+		rc = spdk_bdev_writev_blocks(ctx->desc, ctx->base_channel, io->u.bdev.iovs, io->u.bdev.iovcnt,
+					     ctx->offset, io->u.bdev.num_blocks, forward_done, io);
+		break;
+	case SPDK_BDEV_IO_TYPE_FLUSH:
+		base = spdk_bdev_desc_get_bdev(ctx->desc);
+		rc = spdk_bdev_flush_blocks(ctx->desc, ctx->base_channel, 0, spdk_bdev_get_num_blocks(base),
+					    forward_done, io);
+		break;
+	case SPDK_BDEV_IO_TYPE_UNMAP:
+		rc = spdk_bdev_unmap_blocks(ctx->desc, ctx->base_channel, ctx->offset, io->u.bdev.num_blocks,
+					    forward_done, io);
+		break;
+	case SPDK_BDEV_IO_TYPE_WRITE_ZEROES:
+		rc = spdk_bdev_write_zeroes_blocks(ctx->desc, ctx->base_channel, ctx->offset,
+						   io->u.bdev.num_blocks, forward_done, io);
+		break;
+	default:
+		rc = -ENOTSUP;
+		break;
+	}
+	if (spdk_unlikely(rc == -ENOMEM)) {
+		base = spdk_bdev_desc_get_bdev(ctx->desc);
+		ctx->wait.bdev = base;
+		ctx->wait.cb_fn = forward_submit;
+		ctx->wait.cb_arg = io;
+		rc = spdk_bdev_queue_io_wait(base, ctx->base_channel, &ctx->wait);
+	}
+	if (spdk_unlikely(rc != 0)) {
+		ctx->channel->vbdev->ops->forwarded(ctx->channel->value, io, ctx->ticket, false);
+	}
+}
+
+static void
+forward_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool success)
+{
+	struct io_ctx *ctx = ctx_of(io);
+
+	if (!success) {
+		ctx->channel->vbdev->ops->forwarded(ctx->channel->value, io, ctx->ticket, false);
+		return;
+	}
+	forward_submit(io);
+}
+
+static bool
+needs_buf(struct spdk_bdev_io *io)
+{
+	return io->u.bdev.iovs == NULL || io->u.bdev.iovs[0].iov_base == NULL;
+}
+
+void
+sdm_io_forward(void *bdev_io, void *desc, void *channel, uint64_t offset_blocks, uint64_t ticket)
+{
+	struct spdk_bdev_io *io = bdev_io;
+	struct io_ctx *ctx = ctx_of(io);
+
+	ctx->desc = sdm_desc_raw(desc);
+	ctx->base_channel = channel;
+	ctx->offset = offset_blocks;
+	ctx->ticket = ticket;
+	if (io->type == SPDK_BDEV_IO_TYPE_READ && needs_buf(io)) {
+		spdk_bdev_io_get_buf(io, forward_got_buf, io->u.bdev.num_blocks * io->bdev->blocklen);
+		return;
+	}
+	forward_submit(io);
+}
+
+static void
+zeroes_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool success)
+{
+	int i;
+
+	if (!success) {
+		spdk_bdev_io_complete(io, SPDK_BDEV_IO_STATUS_FAILED);
+		return;
+	}
+	for (i = 0; i < io->u.bdev.iovcnt; i++) {
+		memset(io->u.bdev.iovs[i].iov_base, 0, io->u.bdev.iovs[i].iov_len);
+	}
+	spdk_bdev_io_complete(io, SPDK_BDEV_IO_STATUS_SUCCESS);
+}
+
+void
+sdm_io_complete_zeroes(void *bdev_io)
+{
+	struct spdk_bdev_io *io = bdev_io;
+
+	if (needs_buf(io)) {
+		spdk_bdev_io_get_buf(io, zeroes_got_buf, io->u.bdev.num_blocks * io->bdev->blocklen);
+	} else {
+		zeroes_got_buf(NULL, io, true);
+	}
+}
+
+void
+sdm_io_complete(void *bdev_io, int err)
+{
+	switch (err) {
+	case 0:
+		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_SUCCESS);
+		break;
+	case ENOMEM:
+		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_NOMEM);
+		break;
+	case ECANCELED:
+		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_ABORTED);
+		break;
+	case ENOSPC:
+		/* generic command status, capacity exceeded */
+		spdk_bdev_io_complete_nvme_status(bdev_io, 0, 0, 0x81);
+		break;
+	default:
+		spdk_bdev_io_complete(bdev_io, SPDK_BDEV_IO_STATUS_FAILED);
+		break;
+	}
+}
+
+void *
+sdm_io_to_abort(void *bdev_io)
+{
+	return ((struct spdk_bdev_io *)bdev_io)->u.abort.bio_to_abort;
+}
+
+static int
+channel_create(void *io_device, void *ctx_buf)
+{
+	struct vbdev *vb = io_device;
+	struct vbdev_channel *channel = ctx_buf;
+
+	channel->vbdev = vb;
+	channel->value = vb->ops->channel_create(vb->ctx);
+	return channel->value != NULL ? 0 : -ENOMEM;
+}
+
+static void
+channel_destroy(void *io_device, void *ctx_buf)
+{
+	struct vbdev_channel *channel = ctx_buf;
+
+	channel->vbdev->ops->channel_destroy(channel->value);
+}
+
+static void
+channels_gone(void *io_device)
+{
+	struct vbdev *vb = io_device;
+
+	vb->ops->destruct(vb->ctx);
+}
+
+static int
+vbdev_destruct(void *ctx)
+{
+	spdk_io_device_unregister(ctx, channels_gone);
+	return 1;
+}
+
+void
+sdm_vbdev_destructed(void *vbdev)
+{
+	struct vbdev *vb = vbdev;
+	char *name = vb->bdev.name, *product = vb->bdev.product_name;
+
+	spdk_bdev_destruct_done(&vb->bdev, 0);
+	free(name);
+	free(product);
+	free(vb);
+}
+
+static bool
+vbdev_io_type_supported(void *ctx, enum spdk_bdev_io_type type)
+{
+	struct vbdev *vb = ctx;
+	int kind = kind_of(type);
+
+	return kind != SDM_OTHER && (vb->ops->io_kinds(vb->ctx) & (1u << kind)) != 0;
+}
+
+static struct spdk_io_channel *
+vbdev_get_io_channel(void *ctx)
+{
+	return spdk_get_io_channel(ctx);
+}
+
+static int
+vbdev_dump_info(void *ctx, struct spdk_json_write_ctx *w)
+{
+	struct vbdev *vb = ctx;
+
+	vb->ops->dump_info(vb->ctx, w);
+	return 0;
+}
+
+/* The module writes the configuration: a pool comes before its devices. */
+static void
+vbdev_write_config(struct spdk_bdev *bdev, struct spdk_json_write_ctx *w)
+{
+}
+
+static const struct spdk_bdev_fn_table fn_table = {
+	.destruct = vbdev_destruct,
+	.submit_request = vbdev_submit,
+	.io_type_supported = vbdev_io_type_supported,
+	.get_io_channel = vbdev_get_io_channel,
+	.dump_info_json = vbdev_dump_info,
+	.write_config_json = vbdev_write_config,
+};
+
+void *
+sdm_vbdev_register(const struct sdm_vbdev_params *params, const struct sdm_vbdev_ops *ops, void *ctx, int *rc)
+{
+	struct vbdev *vb = calloc(1, sizeof(*vb));
+
+	*rc = -ENOMEM;
+	if (vb == NULL) {
+		return NULL;
+	}
+	vb->ops = ops;
+	vb->ctx = ctx;
+	vb->bdev.name = strdup(params->name);
+	vb->bdev.product_name = strdup(params->product_name);
+	if (vb->bdev.name == NULL || vb->bdev.product_name == NULL) {
+		goto fail;
+	}
+	vb->bdev.ctxt = vb;
+	vb->bdev.fn_table = &fn_table;
+	vb->bdev.module = &g_sdm_module;
+	vb->bdev.blocklen = params->block_bytes;
+	vb->bdev.blockcnt = params->nr_blocks;
+	vb->bdev.write_cache = params->write_cache;
+	vb->bdev.optimal_io_boundary = params->optimal_boundary_blocks;
+	vb->bdev.split_on_optimal_io_boundary = params->optimal_boundary_blocks != 0;
+	memcpy(&vb->bdev.uuid, params->uuid, sizeof(params->uuid));
+	spdk_io_device_register(vb, channel_create, channel_destroy, sizeof(struct vbdev_channel), params->name);
+	*rc = spdk_bdev_register(&vb->bdev);
+	if (*rc == 0) {
+		return vb;
+	}
+	spdk_io_device_unregister(vb, NULL);
+fail:
+	free(vb->bdev.name);
+	free(vb->bdev.product_name);
+	free(vb);
+	return NULL;
+}
+
+void
+sdm_vbdev_unregister(void *vbdev, void (*done)(void *, int), void *ctx)
+{
+	struct vbdev *vb = vbdev;
+
+	spdk_bdev_unregister(&vb->bdev, done, ctx);
+}
+
+/* the module */
+
+static const struct sdm_module_ops *g_ops;
+
+static int
+module_init(void)
+{
+	g_sdm_app_thread = spdk_get_thread();
+	return g_ops->init();
+}
+
+static void
+module_fini_start(void)
+{
+	g_ops->fini_start();
+}
+
+static void
+module_fini(void)
+{
+	g_ops->fini();
+}
+
+static int
+module_config_json(struct spdk_json_write_ctx *w)
+{
+	g_ops->config_json(w);
+	return 0;
+}
+
+static void
+module_examine(struct spdk_bdev *bdev)
+{
+	g_ops->examine(spdk_bdev_get_name(bdev));
+}
+
+struct spdk_bdev_module g_sdm_module = {
+	.module_init = module_init,
+	.fini_start = module_fini_start,
+	.module_fini = module_fini,
+	.async_fini = true,
+	.config_json = module_config_json,
+	.get_ctx_size = get_ctx_size,
+	.examine_disk = module_examine,
+};
+
+void
+sdm_module_register(const char *name, const struct sdm_module_ops *ops)
+{
+	g_ops = ops;
+	g_sdm_module.name = name;
+	spdk_bdev_module_list_add(&g_sdm_module);
+}
+
+void
+sdm_module_fini_done(void)
+{
+#if SPDK_VERSION >= SPDK_VERSION_NUM(21, 7, 0)
+	spdk_bdev_module_fini_done();
+#else
+	spdk_bdev_module_finish_done();
+#endif
+}
+
+void
+sdm_module_examine_done(void)
+{
+	spdk_bdev_module_examine_done(&g_sdm_module);
+}

@@ -1,0 +1,53 @@
+//! Buffers that devices can reach.
+
+use crate::ffi;
+use std::ptr::NonNull;
+
+/// Memory for I/O, zeroed at first, aligned to 4096 bytes.
+pub struct DmaBuf {
+    data: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: plain memory that the buffer owns.
+unsafe impl Send for DmaBuf {}
+
+impl DmaBuf {
+    /// Allocates; None when there is no memory.
+    pub fn new(bytes: usize) -> Option<Self> {
+        // SAFETY: no preconditions; the result is null or `bytes` bytes long.
+        let data = unsafe { ffi::sdm_dma_alloc(bytes.max(1), 4096) };
+        Some(DmaBuf {
+            data: NonNull::new(data.cast())?,
+            len: bytes,
+        })
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut std::ffi::c_void {
+        self.data.as_ptr().cast()
+    }
+}
+
+impl std::ops::Deref for DmaBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `len` bytes, initialised with zeroes, owned; while a device writes to it the buffer
+        // is inside the I/O and nobody can get here.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl std::ops::DerefMut for DmaBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        // SAFETY: allocated by sdm_dma_alloc, freed once.
+        unsafe { ffi::sdm_dma_free(self.data.as_ptr().cast()) };
+    }
+}
