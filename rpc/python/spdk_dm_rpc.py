@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Generated from the schema in rpc/src/schema.rs by `cargo run -p rpc --bin rpc-python`; do not edit.
+"""spdk-dm's methods for SPDK's rpc.py: put this file's folder on PYTHONPATH and call
+rpc.py --plugin spdk_dm_rpc METHOD --help"""
+
+import json
+
+
+def _call(args, method, names):
+    params = {name: getattr(args, name) for name in names}
+    # What was not given takes its default in the target.
+    params = {name: value for name, value in params.items() if value is not None and value is not False}
+    print(json.dumps(args.client.call(method, params), indent=2))
+
+
+def _words(text):
+    return [word for word in text.split(',') if word]
+
+
+def spdk_rpc_plugin_initialize(subparsers):
+    p = subparsers.add_parser('thin_pool_create', help='Open a thin pool, formatting its metadata bdev if that begins with 4096 zero bytes', description='Open a thin pool, formatting its metadata bdev if that begins with 4096 zero bytes')
+    p.add_argument('name', help='Name of the pool')
+    p.add_argument('metadata_bdev', help='Bdev for the metadata (at most 15.875 GiB of it are used)')
+    p.add_argument('data_bdev', help='Bdev for the data')
+    p.add_argument('--data-block-size-sectors', dest='data_block_size_sectors', help='Sectors of 512 bytes per data block: a multiple of 128 up to 2097152 (default 128, that is 64 KiB); fixed for ever when the pool is formatted', type=int)
+    p.add_argument('--low-water-mark-blocks', dest='low_water_mark_blocks', help='Warn when this few data blocks are free (default 0)', type=int)
+    p.add_argument('--features', dest='features', help='Of skip_block_zeroing, ignore_discard, no_discard_passdown, read_only, error_if_no_space', type=_words, metavar='WORD,WORD...')
+    p.add_argument('--metadata-cache-mib', dest='metadata_cache_mib', help='Limit of the metadata cache in MiB (default 64)', type=int)
+    p.add_argument('--mapping-cache-mib', dest='mapping_cache_mib', help='Limit of the mapping cache in MiB, 8 bytes per mapping (default 256)', type=int)
+    p.add_argument('--wait', dest='wait', help='If a base bdev is not there yet, open the pool when it appears', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'thin_pool_create', ['name', 'metadata_bdev', 'data_bdev', 'data_block_size_sectors', 'low_water_mark_blocks', 'features', 'metadata_cache_mib', 'mapping_cache_mib', 'wait']))
+
+    p = subparsers.add_parser('thin_pool_delete', help='Close a thin pool without active devices; what is on its bdevs stays', description='Close a thin pool without active devices; what is on its bdevs stays')
+    p.add_argument('name', help='Name of the pool')
+    p.set_defaults(func=lambda args: _call(args, 'thin_pool_delete', ['name']))
+
+    p = subparsers.add_parser('thin_pool_status', help='Show one pool or all: mode, space, caches, counters', description='Show one pool or all: mode, space, caches, counters')
+    p.add_argument('--name', dest='name', help='Name of the pool (default: all)')
+    p.set_defaults(func=lambda args: _call(args, 'thin_pool_status', ['name']))
+
+    p = subparsers.add_parser('thin_create', help='Create a thin device in a pool, and activate it if a size is given', description='Create a thin device in a pool, and activate it if a size is given')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
+    p.add_argument('--bdev-name', dest='bdev_name', help='Name of the bdev to activate it as (default POOL_ID)')
+    p.add_argument('--size-mib', dest='size_mib', help='Activate it with this size in MiB, which may exceed the pool', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_create', ['pool', 'id', 'bdev_name', 'size_mib']))
+
+    p = subparsers.add_parser('thin_snapshot', help='Create a snapshot of a thin device, active or not', description='Create a snapshot of a thin device, active or not')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('id', help='Id of the snapshot, 0 to 16777215', type=int)
+    p.add_argument('origin_id', help='Id of the thin device to take it of', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_snapshot', ['pool', 'id', 'origin_id']))
+
+    p = subparsers.add_parser('thin_delete', help='Delete a thin device that is not active, with all data that only it has', description='Delete a thin device that is not active, with all data that only it has')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_delete', ['pool', 'id']))
+
+    p = subparsers.add_parser('thin_activate', help='Make a thin device available as a bdev', description='Make a thin device available as a bdev')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
+    p.add_argument('--bdev-name', dest='bdev_name', help='Name of the bdev (default POOL_ID)')
+    p.add_argument('--size-mib', dest='size_mib', help='Size in MiB, which may exceed the pool', type=int)
+    p.add_argument('--size-sectors', dest='size_sectors', help='Size in sectors of 512 bytes, instead of size_mib', type=int)
+    p.add_argument('--wait', dest='wait', help='If the pool is waiting for its bdevs, activate when they are there', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'thin_activate', ['pool', 'id', 'bdev_name', 'size_mib', 'size_sectors', 'wait']))
+
+    p = subparsers.add_parser('thin_deactivate', help='Remove a thin bdev; the thin device stays in its pool', description='Remove a thin bdev; the thin device stays in its pool')
+    p.add_argument('bdev_name', help='Name of the thin bdev')
+    p.set_defaults(func=lambda args: _call(args, 'thin_deactivate', ['bdev_name']))
+
+    p = subparsers.add_parser('thin_list', help='List the thin devices of a pool', description='List the thin devices of a pool')
+    p.add_argument('pool', help='Name of the pool')
+    p.set_defaults(func=lambda args: _call(args, 'thin_list', ['pool']))
+
+    p = subparsers.add_parser('dm_create', help='Create a device from a device-mapper table line with bdev names for devices', description='Create a device from a device-mapper table line with bdev names for devices')
+    p.add_argument('name', help='Name of the device')
+    p.add_argument('table', help='e.g. \'0 2097152 thin-pool META DATA 128 0\' or \'0 2097152 thin POOL 1\'')
+    p.set_defaults(func=lambda args: _call(args, 'dm_create', ['name', 'table']))
+
+    p = subparsers.add_parser('dm_remove', help='Remove a device by its name', description='Remove a device by its name')
+    p.add_argument('name', help='Name of the device')
+    p.set_defaults(func=lambda args: _call(args, 'dm_remove', ['name']))
+
+    p = subparsers.add_parser('dm_message', help='Send a device-mapper message, e.g. \'create_thin 1\' to a pool', description='Send a device-mapper message, e.g. \'create_thin 1\' to a pool')
+    p.add_argument('name', help='Name of the device')
+    p.add_argument('message', help='The message')
+    p.add_argument('--sector', dest='sector', help='As dmsetup has it; must be 0', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'dm_message', ['name', 'message', 'sector']))
+
+    p = subparsers.add_parser('dm_status', help='Show a device\'s status: the kernel\'s line, and the same as JSON', description='Show a device\'s status: the kernel\'s line, and the same as JSON')
+    p.add_argument('name', help='Name of the device')
+    p.set_defaults(func=lambda args: _call(args, 'dm_status', ['name']))
+
+    p = subparsers.add_parser('dm_table', help='Show a device\'s table line', description='Show a device\'s table line')
+    p.add_argument('name', help='Name of the device')
+    p.set_defaults(func=lambda args: _call(args, 'dm_table', ['name']))

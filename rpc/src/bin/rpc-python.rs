@@ -1,0 +1,5 @@
+//! Prints the `rpc.py` plugin.
+
+fn main() {
+    print!("{}", rpc::python::module());
+}

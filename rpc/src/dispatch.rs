@@ -1,0 +1,106 @@
+//! From a method's name and parameter text to a backend's function, and back to text.
+
+use crate::RpcError;
+use crate::error::INVALID_PARAMS;
+use crate::params::{
+    DmCreate, DmMessage, Name, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinList,
+    ThinPoolCreate, ThinPoolStatus, ThinSnapshot, Validate,
+};
+use crate::schema::METHODS;
+use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// The answer to a method: any JSON value.
+pub type Answer = Result<Value, RpcError>;
+
+/// Who carries the methods out.
+#[async_trait(?Send)]
+#[allow(missing_docs, reason = "schema::METHODS documents each method")]
+pub trait Backend {
+    async fn thin_pool_create(&self, params: ThinPoolCreate) -> Answer;
+    async fn thin_pool_delete(&self, params: Name) -> Answer;
+    async fn thin_pool_status(&self, params: ThinPoolStatus) -> Answer;
+    async fn thin_create(&self, params: ThinCreate) -> Answer;
+    async fn thin_snapshot(&self, params: ThinSnapshot) -> Answer;
+    async fn thin_delete(&self, params: ThinDelete) -> Answer;
+    async fn thin_activate(&self, params: ThinActivate) -> Answer;
+    async fn thin_deactivate(&self, params: ThinDeactivate) -> Answer;
+    async fn thin_list(&self, params: ThinList) -> Answer;
+    async fn dm_create(&self, params: DmCreate) -> Answer;
+    async fn dm_remove(&self, params: Name) -> Answer;
+    async fn dm_message(&self, params: DmMessage) -> Answer;
+    async fn dm_status(&self, params: Name) -> Answer;
+    async fn dm_table(&self, params: Name) -> Answer;
+}
+
+/// A JSON-RPC error object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonRpcError {
+    /// A negative errno, or one of JSON-RPC's own codes.
+    pub code: i32,
+    /// Text.
+    pub message: String,
+}
+
+fn parse<P: DeserializeOwned + Validate>(method: &str, params: &str) -> Result<P, JsonRpcError> {
+    let text = if params.trim().is_empty() {
+        "{}"
+    } else {
+        params
+    };
+    let parsed: P = serde_json::from_str(text).map_err(|error| JsonRpcError {
+        code: INVALID_PARAMS,
+        message: format!("{method}: {error}"),
+    })?;
+    parsed.validate().map_err(refuse)?;
+    Ok(parsed)
+}
+
+fn refuse(error: RpcError) -> JsonRpcError {
+    JsonRpcError {
+        code: error.code(),
+        message: error.message,
+    }
+}
+
+/// Carries a call out. Returns the result as JSON text.
+pub async fn dispatch(
+    backend: &dyn Backend,
+    method: &str,
+    params: &str,
+) -> Result<String, JsonRpcError> {
+    macro_rules! call {
+        ($function:ident) => {
+            backend.$function(parse(method, params)?).await
+        };
+    }
+    let answer = match method {
+        "thin_pool_create" => call!(thin_pool_create),
+        "thin_pool_delete" => call!(thin_pool_delete),
+        "thin_pool_status" => call!(thin_pool_status),
+        "thin_create" => call!(thin_create),
+        "thin_snapshot" => call!(thin_snapshot),
+        "thin_delete" => call!(thin_delete),
+        "thin_activate" => call!(thin_activate),
+        "thin_deactivate" => call!(thin_deactivate),
+        "thin_list" => call!(thin_list),
+        "dm_create" => call!(dm_create),
+        "dm_remove" => call!(dm_remove),
+        "dm_message" => call!(dm_message),
+        "dm_status" => call!(dm_status),
+        "dm_table" => call!(dm_table),
+        _ => {
+            return Err(JsonRpcError {
+                code: -32601,
+                message: format!("there is no method '{method}'"),
+            });
+        }
+    };
+    answer.map(|value| value.to_string()).map_err(refuse)
+}
+
+/// The names of all methods.
+pub fn method_names() -> Vec<&'static str> {
+    METHODS.iter().map(|method| method.name).collect()
+}

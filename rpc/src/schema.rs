@@ -1,0 +1,234 @@
+//! What the methods are called and take, for `--help`, for the `rpc.py` plugin, and for tests that
+//! hold it against the parameter structs.
+
+use serde::Serialize;
+
+/// Type of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Text.
+    String,
+    /// A number from 0 up.
+    Unsigned,
+    /// true or false; false when left out.
+    Flag,
+    /// Texts.
+    Strings,
+}
+
+/// A parameter.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Parameter {
+    /// Name.
+    pub name: &'static str,
+    /// Type.
+    pub kind: Kind,
+    /// Whether it must be given.
+    pub required: bool,
+    /// One line, with units and default.
+    pub help: &'static str,
+}
+
+/// A method.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Method {
+    /// Name.
+    pub name: &'static str,
+    /// One line.
+    pub help: &'static str,
+    /// What it takes.
+    pub parameters: &'static [Parameter],
+}
+
+const fn required(name: &'static str, kind: Kind, help: &'static str) -> Parameter {
+    Parameter {
+        name,
+        kind,
+        required: true,
+        help,
+    }
+}
+
+const fn optional(name: &'static str, kind: Kind, help: &'static str) -> Parameter {
+    Parameter {
+        name,
+        kind,
+        required: false,
+        help,
+    }
+}
+
+const POOL: Parameter = required("pool", Kind::String, "Name of the pool");
+const ID: Parameter = required("id", Kind::Unsigned, "Id of the thin device, 0 to 16777215");
+
+/// All methods.
+pub const METHODS: &[Method] = &[
+    Method {
+        name: "thin_pool_create",
+        help: "Open a thin pool, formatting its metadata bdev if that begins with 4096 zero bytes",
+        parameters: &[
+            required("name", Kind::String, "Name of the pool"),
+            required(
+                "metadata_bdev",
+                Kind::String,
+                "Bdev for the metadata (at most 15.875 GiB of it are used)",
+            ),
+            required("data_bdev", Kind::String, "Bdev for the data"),
+            optional(
+                "data_block_size_sectors",
+                Kind::Unsigned,
+                "Sectors of 512 bytes per data block: a multiple of 128 up to 2097152 (default 128, that is 64 KiB); fixed for ever when the pool is formatted",
+            ),
+            optional(
+                "low_water_mark_blocks",
+                Kind::Unsigned,
+                "Warn when this few data blocks are free (default 0)",
+            ),
+            optional(
+                "features",
+                Kind::Strings,
+                "Of skip_block_zeroing, ignore_discard, no_discard_passdown, read_only, error_if_no_space",
+            ),
+            optional(
+                "metadata_cache_mib",
+                Kind::Unsigned,
+                "Limit of the metadata cache in MiB (default 64)",
+            ),
+            optional(
+                "mapping_cache_mib",
+                Kind::Unsigned,
+                "Limit of the mapping cache in MiB, 8 bytes per mapping (default 256)",
+            ),
+            optional(
+                "wait",
+                Kind::Flag,
+                "If a base bdev is not there yet, open the pool when it appears",
+            ),
+        ],
+    },
+    Method {
+        name: "thin_pool_delete",
+        help: "Close a thin pool without active devices; what is on its bdevs stays",
+        parameters: &[required("name", Kind::String, "Name of the pool")],
+    },
+    Method {
+        name: "thin_pool_status",
+        help: "Show one pool or all: mode, space, caches, counters",
+        parameters: &[optional(
+            "name",
+            Kind::String,
+            "Name of the pool (default: all)",
+        )],
+    },
+    Method {
+        name: "thin_create",
+        help: "Create a thin device in a pool, and activate it if a size is given",
+        parameters: &[
+            POOL,
+            ID,
+            optional(
+                "bdev_name",
+                Kind::String,
+                "Name of the bdev to activate it as (default POOL_ID)",
+            ),
+            optional(
+                "size_mib",
+                Kind::Unsigned,
+                "Activate it with this size in MiB, which may exceed the pool",
+            ),
+        ],
+    },
+    Method {
+        name: "thin_snapshot",
+        help: "Create a snapshot of a thin device, active or not",
+        parameters: &[
+            POOL,
+            required("id", Kind::Unsigned, "Id of the snapshot, 0 to 16777215"),
+            required(
+                "origin_id",
+                Kind::Unsigned,
+                "Id of the thin device to take it of",
+            ),
+        ],
+    },
+    Method {
+        name: "thin_delete",
+        help: "Delete a thin device that is not active, with all data that only it has",
+        parameters: &[POOL, ID],
+    },
+    Method {
+        name: "thin_activate",
+        help: "Make a thin device available as a bdev",
+        parameters: &[
+            POOL,
+            ID,
+            optional(
+                "bdev_name",
+                Kind::String,
+                "Name of the bdev (default POOL_ID)",
+            ),
+            optional(
+                "size_mib",
+                Kind::Unsigned,
+                "Size in MiB, which may exceed the pool",
+            ),
+            optional(
+                "size_sectors",
+                Kind::Unsigned,
+                "Size in sectors of 512 bytes, instead of size_mib",
+            ),
+            optional(
+                "wait",
+                Kind::Flag,
+                "If the pool is waiting for its bdevs, activate when they are there",
+            ),
+        ],
+    },
+    Method {
+        name: "thin_deactivate",
+        help: "Remove a thin bdev; the thin device stays in its pool",
+        parameters: &[required("bdev_name", Kind::String, "Name of the thin bdev")],
+    },
+    Method {
+        name: "thin_list",
+        help: "List the thin devices of a pool",
+        parameters: &[POOL],
+    },
+    Method {
+        name: "dm_create",
+        help: "Create a device from a device-mapper table line with bdev names for devices",
+        parameters: &[
+            required("name", Kind::String, "Name of the device"),
+            required(
+                "table",
+                Kind::String,
+                "e.g. '0 2097152 thin-pool META DATA 128 0' or '0 2097152 thin POOL 1'",
+            ),
+        ],
+    },
+    Method {
+        name: "dm_remove",
+        help: "Remove a device by its name",
+        parameters: &[required("name", Kind::String, "Name of the device")],
+    },
+    Method {
+        name: "dm_message",
+        help: "Send a device-mapper message, e.g. 'create_thin 1' to a pool",
+        parameters: &[
+            required("name", Kind::String, "Name of the device"),
+            required("message", Kind::String, "The message"),
+            optional("sector", Kind::Unsigned, "As dmsetup has it; must be 0"),
+        ],
+    },
+    Method {
+        name: "dm_status",
+        help: "Show a device's status: the kernel's line, and the same as JSON",
+        parameters: &[required("name", Kind::String, "Name of the device")],
+    },
+    Method {
+        name: "dm_table",
+        help: "Show a device's table line",
+        parameters: &[required("name", Kind::String, "Name of the device")],
+    },
+];

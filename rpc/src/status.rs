@@ -1,0 +1,108 @@
+//! Status as the kernel's lines and as JSON (thin.md 11.5, 11.6).
+
+use bdev::thin::PoolMode;
+use bdev::thin::status::{PoolStatus, ThinStatus};
+use serde_json::{Value, json};
+
+fn mode_word(mode: PoolMode) -> &'static str {
+    match mode {
+        PoolMode::Write => "rw",
+        PoolMode::OutOfDataSpace => "out_of_data_space",
+        PoolMode::OutOfMetadataSpace | PoolMode::ReadOnly => "ro",
+        PoolMode::Fail => "Fail",
+    }
+}
+
+fn discard_word(status: &PoolStatus) -> &'static str {
+    match (status.ignore_discard, status.discard_passdown) {
+        (true, _) => "ignore_discard",
+        (false, true) => "discard_passdown",
+        (false, false) => "no_discard_passdown",
+    }
+}
+
+fn no_space_word(status: &PoolStatus) -> &'static str {
+    match status.error_if_no_space {
+        true => "error_if_no_space",
+        false => "queue_if_no_space",
+    }
+}
+
+/// A pool's status line, with the kernel's trailing space.
+pub fn pool_line(status: &PoolStatus) -> String {
+    if status.mode == PoolMode::Fail {
+        return "Fail".to_owned();
+    }
+    format!(
+        "{} {}/{} {}/{} {} {} {} {} {} {} ",
+        status.transaction_id,
+        status.used_metadata_blocks,
+        status.total_metadata_blocks,
+        status.used_data_blocks,
+        status.total_data_blocks,
+        status
+            .held_root
+            .map_or_else(|| "-".to_owned(), |root| root.to_string()),
+        mode_word(status.mode),
+        discard_word(status),
+        no_space_word(status),
+        if status.needs_check {
+            "needs_check"
+        } else {
+            "-"
+        },
+        status.metadata_low_water_blocks
+    )
+}
+
+/// A pool's status, field by field.
+pub fn pool_json(name: &str, status: &PoolStatus) -> Value {
+    let counters = status.counters;
+    json!({
+        "name": name,
+        "state": "open",
+        "mode": mode_word(status.mode),
+        "transaction_id": status.transaction_id,
+        "used_metadata_blocks": status.used_metadata_blocks,
+        "total_metadata_blocks": status.total_metadata_blocks,
+        "used_data_blocks": status.used_data_blocks,
+        "total_data_blocks": status.total_data_blocks,
+        "data_block_size_sectors": status.data_block_size_sectors,
+        "held_root": status.held_root,
+        "discard": discard_word(status),
+        "no_space": no_space_word(status),
+        "needs_check": status.needs_check,
+        "metadata_low_water_blocks": status.metadata_low_water_blocks,
+        "active_devices": status.active_devices,
+        "commits": counters.commits,
+        "provisioned_blocks": counters.provisioned,
+        "shares_broken": counters.shares_broken,
+        "discarded_blocks": counters.discarded,
+        "no_space_events": counters.no_space,
+        "metadata_cache_used_bytes": status.metadata_cache_used_bytes,
+        "metadata_cache_limit_bytes": status.metadata_cache_limit_bytes,
+        "mapping_cache_used_bytes": status.mapping_cache.used_bytes,
+        "mapping_cache_limit_bytes": status.mapping_cache.limit_bytes,
+        "mapping_cache_page_loads": status.mapping_cache.loads,
+        "mapping_cache_page_evictions": status.mapping_cache.evictions,
+    })
+}
+
+/// A thin device's status line.
+pub fn thin_line(status: &ThinStatus) -> String {
+    let sectors = u64::from(status.block_sectors);
+    let highest = match status.highest_mapped_block {
+        Some(block) => ((block + 1) * sectors - 1).to_string(),
+        None => "-".to_owned(),
+    };
+    format!("{} {highest}", status.mapped_blocks * sectors)
+}
+
+/// A thin device's status, field by field.
+pub fn thin_json(status: &ThinStatus) -> Value {
+    let sectors = u64::from(status.block_sectors);
+    json!({
+        "mapped_sectors": status.mapped_blocks * sectors,
+        "highest_mapped_sector": status.highest_mapped_block.map(|b| (b + 1) * sectors - 1),
+    })
+}

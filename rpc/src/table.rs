@@ -1,0 +1,113 @@
+//! Device-mapper table lines with bdev names for devices (thin.md 11.1, 11.2).
+
+use crate::RpcError;
+use crate::params::{POOL_FEATURES, ThinActivate, ThinPoolCreate};
+
+/// A table line, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Table {
+    /// thin-pool, with the length in sectors.
+    ThinPool(u64, ThinPoolCreate),
+    /// thin.
+    Thin(ThinActivate),
+}
+
+const TARGETS: &str = "thin-pool, thin";
+
+fn number<T: std::str::FromStr>(what: &str, word: &str) -> Result<T, RpcError> {
+    // The kernel takes no signs.
+    word.parse()
+        .ok()
+        .filter(|_| word.bytes().all(|b| b.is_ascii_digit()))
+        .ok_or_else(|| RpcError::invalid(format!("Invalid {what}: '{word}' is not a number")))
+}
+
+/// Reads a table line for a device of this name.
+pub fn parse(name: &str, line: &str) -> Result<Table, RpcError> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [start, length, target, arguments @ ..] = words.as_slice() else {
+        return Err(RpcError::invalid(format!(
+            "table '{line}' of '{name}' has no start, length and target"
+        )));
+    };
+    if number::<u64>("start sector", start)? != 0 {
+        return Err(RpcError::invalid(format!(
+            "table of '{name}' starts at sector {start}; one target from sector 0 is supported"
+        )));
+    }
+    let length: u64 = number("length", length)?;
+    match *target {
+        "thin-pool" => thin_pool(name, length, arguments),
+        "thin" => thin(name, length, arguments),
+        other => Err(RpcError::invalid(format!(
+            "'{name}': unknown target type '{other}'; there are {TARGETS}"
+        ))),
+    }
+}
+
+fn thin_pool(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcError> {
+    let [metadata, data, block_size, low_water, rest @ ..] = arguments else {
+        return Err(RpcError::invalid(format!(
+            "thin-pool '{name}': Invalid argument count: metadata bdev, data bdev, block size and low water mark are needed"
+        )));
+    };
+    let mut pool = ThinPoolCreate::new(name, metadata, data);
+    pool.data_block_size_sectors = number("block size", block_size)?;
+    pool.low_water_mark_blocks = number("low water mark", low_water)?;
+    if let [count, features @ ..] = rest {
+        if number::<usize>("number of pool features", count)? != features.len()
+            || features.len() > 4
+        {
+            return Err(RpcError::invalid(format!(
+                "thin-pool '{name}': Invalid number of pool feature arguments"
+            )));
+        }
+        pool.features = features.iter().map(|f| f.to_ascii_lowercase()).collect();
+    }
+    crate::params::Validate::validate(&pool)?;
+    Ok(Table::ThinPool(length, pool))
+}
+
+fn thin(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcError> {
+    let [pool, id] = arguments else {
+        return Err(RpcError::invalid(format!(
+            "thin '{name}': Invalid argument count: pool and device id are needed (an external origin is not supported yet)"
+        )));
+    };
+    let thin = ThinActivate {
+        pool: (*pool).to_owned(),
+        id: number("device id", id)?,
+        bdev_name: Some(name.to_owned()),
+        size_mib: None,
+        size_sectors: Some(length),
+        wait: false,
+    };
+    crate::params::Validate::validate(&thin)?;
+    Ok(Table::Thin(thin))
+}
+
+/// Writes a pool's table line, as the kernel echoes it.
+pub fn pool_line(length: u64, pool: &ThinPoolCreate) -> String {
+    let features: Vec<&str> = POOL_FEATURES
+        .into_iter()
+        .filter(|feature| pool.has(feature))
+        .collect();
+    let mut line = format!(
+        "0 {length} thin-pool {} {} {} {} {} ",
+        pool.metadata_bdev,
+        pool.data_bdev,
+        pool.data_block_size_sectors,
+        pool.low_water_mark_blocks,
+        features.len()
+    );
+    for feature in features {
+        line.push_str(feature);
+        line.push(' ');
+    }
+    line
+}
+
+/// Writes a thin device's table line.
+pub fn thin_line(length: u64, pool: &str, id: u32) -> String {
+    format!("0 {length} thin {pool} {id}")
+}

@@ -1,0 +1,179 @@
+//! Parameters, schema, table lines and messages: they agree with each other, and nothing that a user
+//! can send makes them panic.
+
+use proptest::prelude::*;
+use rpc::message::PoolMessage;
+use rpc::params::*;
+use rpc::schema::{Kind, METHODS};
+use rpc::table::{self, Table};
+use serde_json::{Value, json};
+
+/// The committed rpc.py plugin is the one the schema gives.
+#[test]
+fn python_module_is_up_to_date() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/python/spdk_dm_rpc.py");
+    let committed = std::fs::read_to_string(path).unwrap();
+    assert!(
+        committed == rpc::python::module(),
+        "run: cargo run -p rpc --bin rpc-python > rpc/python/spdk_dm_rpc.py"
+    );
+}
+
+/// Python accepts the module, and each command has help.
+#[test]
+fn python_module_works() {
+    let script = r"
+import argparse, sys, io, contextlib
+sys.path.insert(0, sys.argv[1])
+import spdk_dm_rpc
+calls = []
+class Client:
+    def call(self, method, params):
+        calls.append((method, params))
+        return {}
+parser = argparse.ArgumentParser()
+spdk_dm_rpc.spdk_rpc_plugin_initialize(parser.add_subparsers())
+for method in sys.argv[2:]:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            parser.parse_args([method, '--help'])
+    except SystemExit as end:
+        assert end.code == 0
+    assert 'usage' in out.getvalue()
+args = parser.parse_args(['thin_pool_create', 'p', 'm', 'd', '--features', 'read_only,ignore_discard', '--wait'])
+args.client = Client()
+with contextlib.redirect_stdout(io.StringIO()):
+    args.func(args)
+assert calls == [('thin_pool_create', {'name': 'p', 'metadata_bdev': 'm', 'data_bdev': 'd',
+    'features': ['read_only', 'ignore_discard'], 'wait': True})], calls
+args = parser.parse_args(['thin_create', 'p', '0'])
+args.client = Client()
+with contextlib.redirect_stdout(io.StringIO()):
+    args.func(args)
+assert calls[1] == ('thin_create', {'pool': 'p', 'id': 0}), calls
+";
+    let status = std::process::Command::new("python3")
+        .args(["-c", script, concat!(env!("CARGO_MANIFEST_DIR"), "/python")])
+        .args(METHODS.iter().map(|method| method.name))
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+fn sample(kind: Kind) -> Value {
+    match kind {
+        Kind::String => json!("x"),
+        Kind::Unsigned => json!(128),
+        Kind::Flag => json!(true),
+        Kind::Strings => json!(["read_only"]),
+    }
+}
+
+fn accepts(method: &str, params: Value) -> bool {
+    fn is<P: serde::de::DeserializeOwned>(params: Value) -> bool {
+        serde_json::from_value::<P>(params).is_ok()
+    }
+    match method {
+        "thin_pool_create" => is::<ThinPoolCreate>(params),
+        "thin_pool_status" => is::<ThinPoolStatus>(params),
+        "thin_create" => is::<ThinCreate>(params),
+        "thin_snapshot" => is::<ThinSnapshot>(params),
+        "thin_delete" => is::<ThinDelete>(params),
+        "thin_activate" => is::<ThinActivate>(params),
+        "thin_deactivate" => is::<ThinDeactivate>(params),
+        "thin_list" => is::<ThinList>(params),
+        "dm_create" => is::<DmCreate>(params),
+        "dm_message" => is::<DmMessage>(params),
+        _ => is::<Name>(params),
+    }
+}
+
+/// The structs take exactly what the schema says: all of it, only the required part of it, nothing
+/// less and nothing else.
+#[test]
+fn schema_and_structs_agree() {
+    for method in METHODS {
+        let object =
+            |filter: &dyn Fn(&rpc::schema::Parameter) -> bool| -> serde_json::Map<String, Value> {
+                method
+                    .parameters
+                    .iter()
+                    .filter(|p| filter(p))
+                    .map(|p| (p.name.to_owned(), sample(p.kind)))
+                    .collect()
+            };
+        assert!(
+            accepts(method.name, object(&|_| true).into()),
+            "{}",
+            method.name
+        );
+        assert!(
+            accepts(method.name, object(&|p| p.required).into()),
+            "{}",
+            method.name
+        );
+        for missing in method.parameters.iter().filter(|p| p.required) {
+            let params = object(&|p| p.name != missing.name);
+            assert!(
+                !accepts(method.name, params.into()),
+                "{} without {}",
+                method.name,
+                missing.name
+            );
+        }
+        let mut more = object(&|_| true);
+        more.insert("unheard_of".to_owned(), json!(1));
+        assert!(!accepts(method.name, more.into()), "{}", method.name);
+    }
+}
+
+/// The refusals of thin.md 11.1 and 13.
+#[test]
+fn table_refusals() {
+    for (line, words) in [
+        ("0 100 thin-pool m d 100 0", "Invalid block size"),
+        ("0 100 thin-pool m d 128", "Invalid argument count"),
+        ("0 100 thin-pool m m 128 0", "both be on bdev 'm'"),
+        (
+            "0 100 thin-pool m d 128 0 1 nonsense",
+            "Unrecognised pool feature",
+        ),
+        (
+            "0 100 thin-pool m d 128 0 2 read_only",
+            "Invalid number of pool feature",
+        ),
+        ("0 100 thin p 16777216", "larger than 16777215"),
+        ("0 100 cache m d", "unknown target type 'cache'"),
+        ("5 100 thin p 1", "starts at sector 5"),
+        ("", "no start"),
+    ] {
+        let error = table::parse("name", line).unwrap_err();
+        assert!(error.message.contains(words), "{line}: {}", error.message);
+        assert_eq!(error.errno.0, 22);
+    }
+}
+
+proptest! {
+    /// What is printed as a table is read as the same pool.
+    #[test]
+    fn table_lines_round_trip(
+        length: u64, blocks in 1u32..16384, low_water: u64,
+        features in prop::sample::subsequence(POOL_FEATURES.to_vec(), 0..4),
+    ) {
+        let mut pool = ThinPoolCreate::new("p", "meta", "data");
+        pool.data_block_size_sectors = blocks * 128;
+        pool.low_water_mark_blocks = low_water;
+        pool.features = features.iter().map(|f| (*f).to_owned()).collect();
+        let line = table::pool_line(length, &pool);
+        prop_assert_eq!(table::parse("p", &line).unwrap(), Table::ThinPool(length, pool));
+    }
+
+    /// Any words at all are an answer or a refusal.
+    #[test]
+    fn any_text_is_answered(text in "[a-z_0-9 -]{0,60}", name in ".{0,8}") {
+        let _ = table::parse(&name, &text);
+        let _ = table::parse(&name, &format!("0 8 thin-pool {text}"));
+        let _ = PoolMessage::parse(&text);
+        let _ = PoolMessage::parse(&format!("create_snap {text}"));
+    }
+}
