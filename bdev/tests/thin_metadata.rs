@@ -3,6 +3,13 @@
 //! The tools are Debian's thin-provisioning-tools on PATH, and the strict 1.1 under
 //! `SPDK_DM_STRICT_TOOLS` (both by `spdk-config/setup-tools`). Without them these tests fail.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use bdev::thin::metadata::{OpenOptions, ThinError, ThinMetadata};
 use futures::executor::block_on;
 use persistent_data::block::get_u32;

@@ -1,5 +1,12 @@
 //! Trees, space maps and transactions against plain models, with crashes and failing devices.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use futures::executor::block_on;
 use persistent_data::block::{Kind, no_rules};
 use persistent_data::btree::{self, ValueOps};

@@ -1,6 +1,13 @@
 //! Parameters, schema, table lines and messages: they agree with each other, and nothing that a user
 //! can send makes them panic.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use proptest::prelude::*;
 use rpc::message::PoolMessage;
 use rpc::params::*;

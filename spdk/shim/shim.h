@@ -83,6 +83,7 @@ struct sdm_vbdev_ops {
 	/* no more channels; answer with sdm_vbdev_destructed */
 	void (*destruct)(void *ctx);
 	void (*dump_info)(void *ctx, void *w);
+	void (*write_config)(void *ctx, void *w);
 };
 struct sdm_vbdev_params {
 	const char *name;

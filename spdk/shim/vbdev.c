@@ -298,10 +298,12 @@ vbdev_dump_info(void *ctx, struct spdk_json_write_ctx *w)
 	return 0;
 }
 
-/* The module writes the configuration: a pool comes before its devices. */
 static void
 vbdev_write_config(struct spdk_bdev *bdev, struct spdk_json_write_ctx *w)
 {
+	struct vbdev *vb = bdev->ctxt;
+
+	vb->ops->write_config(vb->ctx, w);
 }
 
 static const struct spdk_bdev_fn_table fn_table = {

@@ -25,6 +25,7 @@ pub struct VbdevOps {
     pub io_kinds: unsafe extern "C" fn(*mut c_void) -> u32,
     pub destruct: Callback,
     pub dump_info: unsafe extern "C" fn(*mut c_void, *mut c_void),
+    pub write_config: unsafe extern "C" fn(*mut c_void, *mut c_void),
 }
 
 #[repr(C)]

@@ -101,6 +101,9 @@ pub trait Driver: Send + Sync + 'static {
 
     /// What `bdev_get_bdevs` shows under "driver_specific": a JSON object's member name and value.
     fn info(&self) -> (&'static str, String);
+
+    /// The call that makes the bdev again: a JSON object with "method" and "params".
+    fn config(&self) -> String;
 }
 
 /// Ends the life of a bdev when dropped, on the thread that unregistered it.
@@ -154,6 +157,7 @@ impl<D: Driver> Ops<D> {
         io_kinds: Self::io_kinds,
         destruct: Self::destruct,
         dump_info: Self::dump_info,
+        write_config: Self::write_config,
     };
 
     /// # Safety
@@ -224,6 +228,13 @@ impl<D: Driver> Ops<D> {
             vbdev: state.vbdev,
             driver: Some(Box::new(free)),
         });
+    }
+
+    unsafe extern "C" fn write_config(ctx: *mut c_void, w: *mut c_void) {
+        // SAFETY: called with the state.
+        let json = unsafe { Self::state(ctx) }.driver.config();
+        // SAFETY: `w` is valid during the call, and so is the text.
+        unsafe { ffi::sdm_json_raw(w, json.as_ptr().cast(), json.len()) };
     }
 
     unsafe extern "C" fn dump_info(ctx: *mut c_void, w: *mut c_void) {

@@ -235,6 +235,7 @@ impl Pool {
             false => self.commit().await.map_err(|errno| self.data_error(errno)),
         };
         self.drain_tasks(NO_DEVICE).await;
+        self.end_service();
         committed
     }
 

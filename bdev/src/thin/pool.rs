@@ -8,7 +8,7 @@ use super::cache::MappingCache;
 use super::commit::CommitRounds;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
 use super::metadata::{OpenOptions, ThinError, ThinMetadata};
-use crate::channel::{Deferred, ToOwner};
+use crate::channel::{ChannelId, Deferred, ToOwner};
 use crate::device::{DataDeviceRef, SECTOR_BYTES};
 use crate::errno::Errno;
 use crate::locks::BlockLocks;
@@ -30,6 +30,9 @@ const COMMIT_PERIOD: Duration = Duration::from_secs(1);
 
 /// Stands for the pool itself where tasks are counted by device.
 pub(super) const NO_DEVICE: u32 = u32::MAX;
+
+/// A virtual block of a device.
+pub(super) type DeviceBlock = (u32, u64);
 
 /// What a pool is opened with (thin.md 11.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,7 +186,7 @@ pub struct Pool {
     pub(super) locks: BlockLocks,
     pub(super) active: RefCell<BTreeMap<u32, Arc<ThinDev>>>,
     /// I/O on a block for which a task is running; that task answers it.
-    pub(super) pending: RefCell<HashMap<(u32, u64), Vec<Deferred<Thin>>>>,
+    pub(super) pending: RefCell<HashMap<DeviceBlock, Vec<Deferred<Thin>>>>,
     /// I/O waiting for data space.
     pub(super) no_space: RefCell<Vec<Deferred<Thin>>>,
     /// Which entry into out-of-data-space mode a timer belongs to.
@@ -201,6 +204,7 @@ pub struct Pool {
     pub(super) tasks: RefCell<HashMap<u32, u64>>,
     pub(super) idle: RefCell<Vec<oneshot::Sender<()>>>,
     pub(super) closed: Cell<bool>,
+    timers: RefCell<Vec<futures::future::AbortHandle>>,
     to_owner: mpsc::UnboundedSender<ToOwner<Thin>>,
 }
 
@@ -290,12 +294,34 @@ impl Pool {
             tasks: RefCell::default(),
             idle: RefCell::default(),
             closed: Cell::new(false),
+            timers: RefCell::default(),
             to_owner,
         });
         runtime.spawn(Box::pin(pool.clone().serve(requests)));
-        runtime.spawn(Box::pin(pool.clone().commit_periodically()));
-        runtime.spawn(Box::pin(pool.clone().watch_no_space()));
+        pool.spawn_until_closed(pool.clone().commit_periodically());
+        pool.spawn_until_closed(pool.clone().watch_no_space());
         Ok(pool)
+    }
+
+    /// Spawns a task that ends with the pool, whatever it is waiting for.
+    fn spawn_until_closed(&self, task: impl Future<Output = ()> + 'static) {
+        let (task, handle) = futures::future::abortable(task);
+        self.timers.borrow_mut().push(handle);
+        self.runtime.spawn(Box::pin(async move {
+            // Aborted by end_service.
+            let _ = task.await;
+        }));
+    }
+
+    /// Ends timers and the message loop, once no channel is left.
+    pub(super) fn end_service(&self) {
+        for timer in self.timers.take() {
+            timer.abort();
+        }
+        // The loop looks at `closed` after each message; this one concerns nobody.
+        let _ = self
+            .to_owner
+            .unbounded_send(ToOwner::Leave(ChannelId(u64::MAX)));
     }
 
     /// Where channels send what they cannot map.

@@ -1,0 +1,331 @@
+//! The RPC methods, carried out on the registry.
+
+use crate::registry::{PoolState, Registry, no_pool, registry};
+use async_trait::async_trait;
+use bdev::errno::Errno;
+use bdev::thin::PoolError;
+use rpc::RpcError;
+use rpc::dispatch::{Answer, Backend, dispatch};
+use rpc::message::PoolMessage;
+use rpc::params::{
+    DmCreate, DmMessage, Name, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinList,
+    ThinPoolCreate, ThinPoolStatus, ThinSnapshot,
+};
+use rpc::table::{self, Table};
+use rpc::{params, status};
+use serde_json::{Value, json};
+use spdk::rpc::Request;
+use std::rc::Rc;
+
+/// Answers a request, in a task of its own.
+pub fn serve(method: &'static str, params: String, request: Request) {
+    let Some(registry) = registry() else {
+        return request.error(-Errno::ENODEV.0, "spdk-dm is not running");
+    };
+    spdk::executor::spawn(async move {
+        match dispatch(&Methods(registry), method, &params).await {
+            Ok(json) => request.result(&json),
+            Err(error) => request.error(error.code, &error.message),
+        }
+    });
+}
+
+struct Methods(Rc<Registry>);
+
+fn refuse(error: PoolError) -> RpcError {
+    RpcError::new(error.errno(), error.to_string())
+}
+
+fn in_pool(pool: &str) -> impl Fn(PoolError) -> RpcError {
+    move |error| match error {
+        PoolError::Metadata(error) => {
+            RpcError::new(error.errno(), format!("pool '{pool}': {error}"))
+        }
+        error => refuse(error),
+    }
+}
+
+impl Methods {
+    /// The active thin bdev of this name: pool, id, size in sectors.
+    fn thin(&self, bdev_name: &str) -> Option<(String, u32, u64)> {
+        let thins = self.0.thins.borrow();
+        let thin = thins.get(bdev_name)?;
+        let sectors = thin.params.nr_sectors().ok()?;
+        Some((thin.params.pool.clone(), thin.params.id, sectors))
+    }
+
+    fn has_pool(&self, name: &str) -> bool {
+        self.0.pools.borrow().contains_key(name)
+    }
+
+    fn no_device(name: &str) -> RpcError {
+        RpcError::new(
+            Errno::ENODEV,
+            format!("there is no device '{name}'; see thin_pool_status and thin_list"),
+        )
+    }
+
+    async fn one_pool_status(&self, name: &str) -> Answer {
+        let waiting = {
+            let pools = self.0.pools.borrow();
+            let entry = pools.get(name).ok_or_else(|| no_pool(name))?;
+            let state = match entry.state {
+                PoolState::Waiting => "waiting",
+                PoolState::Opening => "opening",
+                PoolState::Closing => "closing",
+                PoolState::Open(_) => "open",
+            };
+            json!({
+                "name": name,
+                "state": state,
+                "metadata_bdev": entry.params.metadata_bdev,
+                "data_bdev": entry.params.data_bdev,
+                "failure": entry.failure,
+            })
+        };
+        let Ok(open) = self.0.open_entry(name) else {
+            return Ok(waiting);
+        };
+        let found = open.pool.status().await.map_err(refuse)?;
+        let mut answer = status::pool_json(name, &found);
+        for field in ["metadata_bdev", "data_bdev"] {
+            answer[field] = waiting[field].clone();
+        }
+        Ok(answer)
+    }
+}
+
+#[async_trait(?Send)]
+impl Backend for Methods {
+    async fn thin_pool_create(&self, params: ThinPoolCreate) -> Answer {
+        let (name, wait) = (params.name.clone(), params.wait);
+        let ready =
+            spdk::base::exists(&params.metadata_bdev) && spdk::base::exists(&params.data_bdev);
+        self.0.declare(params)?;
+        if wait && !ready {
+            return Ok(json!(name));
+        }
+        if let Err(error) = self.0.open_pool(&name).await {
+            self.0.pools.borrow_mut().remove(&name);
+            return Err(error);
+        }
+        Ok(json!(name))
+    }
+
+    async fn thin_pool_delete(&self, params: Name) -> Answer {
+        let name = params.name;
+        if let Ok(open) = self.0.open_entry(&name) {
+            let count = open.pool.active_ids().len();
+            if count > 0 {
+                return Err(RpcError::new(
+                    Errno::EBUSY,
+                    format!(
+                        "pool '{name}' has {count} active thin bdevs; thin_deactivate them first"
+                    ),
+                ));
+            }
+            drop(open);
+            self.0.close_pool(&name).await?;
+        }
+        let waiting = match self.0.pools.borrow().get(&name) {
+            None => return Err(no_pool(&name)),
+            Some(entry) => matches!(entry.state, PoolState::Waiting),
+        };
+        if !waiting {
+            return Err(RpcError::new(
+                Errno::EBUSY,
+                format!("pool '{name}' is being opened or closed; try again"),
+            ));
+        }
+        self.0.pools.borrow_mut().remove(&name);
+        self.0
+            .thins
+            .borrow_mut()
+            .retain(|_, thin| thin.params.pool != name);
+        Ok(json!(true))
+    }
+
+    async fn thin_pool_status(&self, params: ThinPoolStatus) -> Answer {
+        if let Some(name) = params.name {
+            return self.one_pool_status(&name).await;
+        }
+        let names: Vec<String> = self.0.pools.borrow().keys().cloned().collect();
+        let mut all = Vec::with_capacity(names.len());
+        for name in names {
+            all.push(self.one_pool_status(&name).await?);
+        }
+        Ok(Value::Array(all))
+    }
+
+    async fn thin_create(&self, params: ThinCreate) -> Answer {
+        let open = self.0.open_entry(&params.pool)?;
+        if let Some(name) = &params.bdev_name
+            && spdk::base::exists(name)
+        {
+            return Err(RpcError::new(
+                Errno::EEXIST,
+                format!("there is a bdev '{name}' already; choose another bdev_name"),
+            ));
+        }
+        open.pool
+            .create_thin(params.id)
+            .await
+            .map_err(in_pool(&params.pool))?;
+        drop(open);
+        let mut answer = json!({ "pool": params.pool, "id": params.id });
+        if params.size_mib.is_some() {
+            let activate = ThinActivate {
+                pool: params.pool,
+                id: params.id,
+                bdev_name: params.bdev_name,
+                size_mib: params.size_mib,
+                size_sectors: None,
+                wait: false,
+            };
+            params::Validate::validate(&activate)?;
+            self.0.activate(&activate).await?;
+            answer["bdev_name"] = json!(activate.bdev_name());
+        }
+        Ok(answer)
+    }
+
+    async fn thin_snapshot(&self, params: ThinSnapshot) -> Answer {
+        let open = self.0.open_entry(&params.pool)?;
+        open.pool
+            .create_snap(params.id, params.origin_id)
+            .await
+            .map_err(in_pool(&params.pool))?;
+        Ok(json!({ "pool": params.pool, "id": params.id }))
+    }
+
+    async fn thin_delete(&self, params: ThinDelete) -> Answer {
+        let open = self.0.open_entry(&params.pool)?;
+        open.pool
+            .delete(params.id)
+            .await
+            .map_err(in_pool(&params.pool))?;
+        Ok(json!(true))
+    }
+
+    async fn thin_activate(&self, params: ThinActivate) -> Answer {
+        let name = params.bdev_name();
+        if params.wait {
+            self.0.wait_opening(&params.pool).await;
+            let pools = self.0.pools.borrow();
+            let entry = pools
+                .get(&params.pool)
+                .ok_or_else(|| no_pool(&params.pool))?;
+            if matches!(entry.state, PoolState::Waiting) {
+                self.0.declare_thin(params);
+                return Ok(json!(name));
+            }
+        }
+        self.0.activate(&params).await?;
+        Ok(json!(name))
+    }
+
+    async fn thin_deactivate(&self, params: ThinDeactivate) -> Answer {
+        self.0.deactivate(&params.bdev_name, false).await?;
+        Ok(json!(true))
+    }
+
+    async fn thin_list(&self, params: ThinList) -> Answer {
+        let open = self.0.open_entry(&params.pool)?;
+        let devices = open.pool.list().await.map_err(refuse)?;
+        let thins = self.0.thins.borrow();
+        let list = devices.into_iter().map(|(id, details)| {
+            let bdev = thins
+                .iter()
+                .find(|(_, thin)| thin.params.pool == params.pool && thin.params.id == id);
+            json!({
+                "id": id,
+                "mapped_blocks": details.mapped_blocks,
+                "transaction_id": details.transaction_id,
+                "creation_time": details.creation_time,
+                "snapshotted_time": details.snapshotted_time,
+                "bdev_name": bdev.map(|(name, _)| name),
+                "size_sectors": bdev.and_then(|(_, thin)| thin.params.nr_sectors().ok()),
+            })
+        });
+        Ok(list.collect())
+    }
+
+    async fn dm_create(&self, params: DmCreate) -> Answer {
+        match table::parse(&params.name, &params.table)? {
+            Table::ThinPool(_, pool) => self.thin_pool_create(pool).await,
+            Table::Thin(thin) => self.thin_activate(thin).await,
+        }
+    }
+
+    async fn dm_remove(&self, params: Name) -> Answer {
+        match self.has_pool(&params.name) {
+            true => self.thin_pool_delete(params).await,
+            false if self.thin(&params.name).is_some() => {
+                self.0.deactivate(&params.name, false).await?;
+                Ok(json!(true))
+            }
+            false => Err(Self::no_device(&params.name)),
+        }
+    }
+
+    async fn dm_message(&self, params: DmMessage) -> Answer {
+        let name = params.name;
+        if !self.has_pool(&name) {
+            return Err(match self.thin(&name) {
+                Some(_) => RpcError::invalid(format!("thin device '{name}' takes no messages")),
+                None => Self::no_device(&name),
+            });
+        }
+        let message = PoolMessage::parse(&params.message)?;
+        let open = self.0.open_entry(&name)?;
+        let pool = &open.pool;
+        match message {
+            PoolMessage::CreateThin(id) => pool.create_thin(id).await,
+            PoolMessage::CreateSnap(id, origin) => pool.create_snap(id, origin).await,
+            PoolMessage::Delete(id) => pool.delete(id).await,
+            PoolMessage::SetTransactionId(current, new) => {
+                pool.set_transaction_id(current, new).await
+            }
+            PoolMessage::ReserveMetadataSnap => pool.reserve_metadata_snap().await,
+            PoolMessage::ReleaseMetadataSnap => pool.release_metadata_snap().await,
+        }
+        .map_err(in_pool(&name))?;
+        Ok(json!(true))
+    }
+
+    async fn dm_status(&self, params: Name) -> Answer {
+        let name = params.name;
+        if self.has_pool(&name) {
+            let open = self.0.open_entry(&name)?;
+            let found = open.pool.status().await.map_err(refuse)?;
+            return Ok(json!({
+                "name": name,
+                "target": "thin-pool",
+                "line": status::pool_line(&found),
+                "status": status::pool_json(&name, &found),
+            }));
+        }
+        let (pool, id, _) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
+        let open = self.0.open_entry(&pool)?;
+        let found = open.pool.thin_status(id).await.map_err(refuse)?;
+        Ok(json!({
+            "name": name,
+            "target": "thin",
+            "line": status::thin_line(&found),
+            "status": status::thin_json(&found),
+        }))
+    }
+
+    async fn dm_table(&self, params: Name) -> Answer {
+        let name = params.name;
+        if let Some(entry) = self.0.pools.borrow().get(&name) {
+            let length = match &entry.state {
+                PoolState::Open(open) => open.nr_data_sectors(),
+                _ => 0,
+            };
+            return Ok(json!(table::pool_line(length, &entry.params)));
+        }
+        let (pool, id, sectors) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
+        Ok(json!(table::thin_line(sectors, &pool, id)))
+    }
+}

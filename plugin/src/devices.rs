@@ -1,0 +1,198 @@
+//! The owner's slow-path access to base bdevs, as the traits of `bdev` and `persistent-data`.
+
+use async_trait::async_trait;
+use bdev::device::{DataDevice, SECTOR_BYTES};
+use bdev::errno::Errno;
+use persistent_data::device::{BLOCK_BYTES, BlockBytes, BlockDevice, DeviceError};
+use spdk::base::{BaseChannel, Info, IoKind};
+use spdk::dma::DmaBuf;
+use std::cell::RefCell;
+
+/// Copies and zeroings go in pieces of this size, to bound memory.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// A few buffers kept for the next I/O of their size.
+const KEPT_BUFFERS: usize = 64;
+
+/// A bdev holding metadata.
+pub struct MetadataBdev {
+    channel: BaseChannel,
+    info: Info,
+    buffers: RefCell<Vec<DmaBuf>>,
+}
+
+impl MetadataBdev {
+    /// Through this channel.
+    pub fn new(channel: BaseChannel) -> Self {
+        MetadataBdev {
+            info: channel.descriptor().info(),
+            channel,
+            buffers: RefCell::default(),
+        }
+    }
+
+    fn buffer(&self) -> Result<DmaBuf, DeviceError> {
+        let kept = self.buffers.borrow_mut().pop();
+        kept.or_else(|| DmaBuf::new(BLOCK_BYTES))
+            .ok_or(DeviceError { errno: 12 })
+    }
+
+    fn keep(&self, buf: DmaBuf) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffers.len() < KEPT_BUFFERS {
+            buffers.push(buf);
+        }
+    }
+
+    fn offset(&self, block: u64) -> u64 {
+        block * (BLOCK_BYTES as u64 / u64::from(self.info.block_bytes))
+    }
+}
+
+fn device_error(errno: i32) -> DeviceError {
+    DeviceError { errno }
+}
+
+#[async_trait(?Send)]
+impl BlockDevice for MetadataBdev {
+    fn nr_blocks(&self) -> u64 {
+        let info = self.channel.descriptor().info();
+        info.nr_blocks * u64::from(info.block_bytes) / BLOCK_BYTES as u64
+    }
+
+    async fn read(&self, block: u64, buf: &mut BlockBytes) -> Result<(), DeviceError> {
+        let dma = self.buffer()?;
+        let dma = self
+            .channel
+            .read(dma, self.offset(block))
+            .await
+            .map_err(device_error)?;
+        buf.copy_from_slice(&dma);
+        self.keep(dma);
+        Ok(())
+    }
+
+    async fn write(&self, block: u64, buf: &BlockBytes) -> Result<(), DeviceError> {
+        let mut dma = self.buffer()?;
+        dma.copy_from_slice(buf);
+        let dma = self
+            .channel
+            .write(dma, self.offset(block))
+            .await
+            .map_err(device_error)?;
+        self.keep(dma);
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        flush(&self.channel, &self.info).await.map_err(device_error)
+    }
+}
+
+async fn flush(channel: &BaseChannel, info: &Info) -> Result<(), i32> {
+    // A bdev without flush has no volatile cache.
+    match info.supports(IoKind::Flush) {
+        true => {
+            let nr_blocks = channel.descriptor().info().nr_blocks;
+            channel.range(IoKind::Flush, 0, nr_blocks).await
+        }
+        false => Ok(()),
+    }
+}
+
+/// A bdev holding data.
+pub struct DataBdev {
+    channel: BaseChannel,
+    info: Info,
+}
+
+impl DataBdev {
+    /// Through this channel.
+    pub fn new(channel: BaseChannel) -> Self {
+        DataBdev {
+            info: channel.descriptor().info(),
+            channel,
+        }
+    }
+
+    fn blocks(&self, sectors: u64) -> u64 {
+        sectors * SECTOR_BYTES / u64::from(self.info.block_bytes)
+    }
+
+    /// The pieces of a range: offset within it and length, in sectors.
+    fn pieces(len_sectors: u64) -> impl Iterator<Item = (u64, u64)> {
+        let piece = PIECE_BYTES / SECTOR_BYTES;
+        (0..len_sectors.div_ceil(piece)).map(move |i| {
+            let at = i * piece;
+            (at, piece.min(len_sectors - at))
+        })
+    }
+
+    async fn range(&self, kind: IoKind, offset: u64, len: u64) -> Result<(), Errno> {
+        self.channel
+            .range(kind, self.blocks(offset), self.blocks(len))
+            .await
+            .map_err(Errno)
+    }
+}
+
+#[async_trait(?Send)]
+impl DataDevice for DataBdev {
+    fn nr_sectors(&self) -> u64 {
+        let info = self.channel.descriptor().info();
+        info.nr_blocks * u64::from(info.block_bytes) / SECTOR_BYTES
+    }
+
+    fn block_bytes(&self) -> u32 {
+        self.info.block_bytes
+    }
+
+    fn supports_discard(&self) -> bool {
+        self.info.supports(IoKind::Unmap)
+    }
+
+    async fn zero(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno> {
+        if self.info.supports(IoKind::WriteZeroes) {
+            return self
+                .range(IoKind::WriteZeroes, offset_sectors, len_sectors)
+                .await;
+        }
+        for (at, len) in Self::pieces(len_sectors) {
+            let buf = DmaBuf::new((len * SECTOR_BYTES) as usize).ok_or(Errno::ENOMEM)?;
+            self.channel
+                .write(buf, self.blocks(offset_sectors + at))
+                .await
+                .map_err(Errno)?;
+        }
+        Ok(())
+    }
+
+    async fn copy(
+        &self,
+        from_sectors: u64,
+        to_sectors: u64,
+        len_sectors: u64,
+    ) -> Result<(), Errno> {
+        for (at, len) in Self::pieces(len_sectors) {
+            let buf = DmaBuf::new((len * SECTOR_BYTES) as usize).ok_or(Errno::ENOMEM)?;
+            let buf = self
+                .channel
+                .read(buf, self.blocks(from_sectors + at))
+                .await
+                .map_err(Errno)?;
+            self.channel
+                .write(buf, self.blocks(to_sectors + at))
+                .await
+                .map_err(Errno)?;
+        }
+        Ok(())
+    }
+
+    async fn discard(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno> {
+        self.range(IoKind::Unmap, offset_sectors, len_sectors).await
+    }
+
+    async fn flush(&self) -> Result<(), Errno> {
+        flush(&self.channel, &self.info).await.map_err(Errno)
+    }
+}

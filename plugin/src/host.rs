@@ -1,0 +1,92 @@
+//! What the engine and the owner need of SPDK: channels, timers, tasks.
+
+use bdev::channel::{Channel, ChannelId, Host, Ticket, ToOwner};
+use bdev::errno::Errno;
+use bdev::runtime::Runtime;
+use bdev::target::BaseId;
+use bdev::thin::Thin;
+use futures::channel::mpsc::UnboundedSender;
+use futures::future::LocalBoxFuture;
+use spdk::base::{BaseChannel, Descriptor};
+use spdk::executor;
+use spdk::vbdev::BdevIo;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The executor of the running SPDK thread.
+pub struct SpdkRuntime(Instant);
+
+impl SpdkRuntime {
+    /// Starts the clock.
+    pub fn new() -> Rc<Self> {
+        Rc::new(SpdkRuntime(Instant::now()))
+    }
+}
+
+impl Runtime for SpdkRuntime {
+    fn spawn(&self, future: LocalBoxFuture<'static, ()>) {
+        executor::spawn(future);
+    }
+
+    fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {
+        Box::pin(executor::sleep(duration))
+    }
+
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// A core's way to the data bdev.
+pub struct SpdkHost {
+    data: BaseChannel,
+}
+
+impl Host for SpdkHost {
+    type Io = BdevIo;
+
+    #[inline]
+    fn forward(&self, io: BdevIo, _: BaseId, block: u64, ticket: Ticket) {
+        io.forward(&self.data, self.data.descriptor(), block, ticket.into_raw());
+    }
+
+    fn complete_zeroes(&self, io: BdevIo) {
+        io.complete_zeroes();
+    }
+
+    #[inline]
+    fn complete(&self, io: BdevIo, result: Result<(), Errno>) {
+        io.complete(result.map_or_else(|errno| errno.0, |()| 0));
+    }
+
+    fn id(&self, io: &BdevIo) -> u64 {
+        io.id()
+    }
+}
+
+/// A pool's channel of one core, shared by its thin bdevs.
+pub struct PoolChannel {
+    /// The engine.
+    pub engine: Rc<Channel<Thin, SpdkHost>>,
+}
+
+static NEXT_CHANNEL: AtomicU64 = AtomicU64::new(0);
+
+impl PoolChannel {
+    /// Makes the running thread's channel and starts its message loop.
+    pub fn new(data: &Descriptor, owner: UnboundedSender<ToOwner<Thin>>) -> Option<Self> {
+        let host = SpdkHost {
+            data: data.channel()?,
+        };
+        let id = ChannelId(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));
+        let (engine, messages) = Channel::new(id, host, owner);
+        executor::spawn(engine.clone().run(messages)).then_some(PoolChannel { engine })
+    }
+}
+
+impl Drop for PoolChannel {
+    fn drop(&mut self) {
+        self.engine.leave();
+    }
+}

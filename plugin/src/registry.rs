@@ -1,0 +1,748 @@
+//! The pools and thin bdevs of this process, and their lives: waiting for base bdevs, open, going.
+//!
+//! Lives on the app thread. A pool is declared by RPC; it opens at once or, if it may wait, when its
+//! base bdevs appear. When a base bdev goes, the pool's bdevs are unregistered and the pool closes; it
+//! stays declared, and opens again when the bdev comes back.
+
+use crate::devices::{DataBdev, MetadataBdev};
+use crate::host::{PoolChannel, SpdkRuntime};
+use bdev::errno::Errno;
+use bdev::target::{IoKind as Kind, Request};
+use bdev::thin::{Pool, PoolConfig, ThinDev};
+use futures::channel::oneshot;
+use rpc::RpcError;
+use rpc::params::{ThinActivate, ThinPoolCreate};
+use spdk::base::{self, BaseChannel, Descriptor, Event, IoKind};
+use spdk::io_device::{IoChannel, IoDevice};
+use spdk::module::{ExamineDone, FiniDone, Module};
+use spdk::thread::ThreadBound;
+use spdk::vbdev::{BdevIo, Destructed, Driver, Params, Vbdev};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+
+/// Blocks up to this many MiB of cache each; more is surely a mistake.
+const MAX_CACHE_MIB: u64 = 1 << 20;
+
+/// A pool that is open.
+pub struct OpenPool {
+    /// The pool.
+    pub pool: Rc<Pool>,
+    channels: Arc<IoDevice<PoolChannel>>,
+    data: Descriptor,
+    metadata: Descriptor,
+}
+
+impl OpenPool {
+    /// Size of the data bdev.
+    pub fn nr_data_sectors(&self) -> u64 {
+        let info = self.data.info();
+        info.nr_blocks * u64::from(info.block_bytes) / 512
+    }
+}
+
+/// Where a pool is in its life.
+pub enum PoolState {
+    /// Base bdevs are missing.
+    Waiting,
+    /// Being opened.
+    Opening,
+    /// Open.
+    Open(Rc<OpenPool>),
+    /// Being closed.
+    Closing,
+}
+
+/// A declared pool.
+pub struct PoolEntry {
+    /// As declared.
+    pub params: ThinPoolCreate,
+    /// Its state.
+    pub state: PoolState,
+    /// Why it is not open, if an attempt failed.
+    pub failure: Option<String>,
+    closing: bool,
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
+/// A declared thin bdev.
+pub struct ThinEntry {
+    /// As declared.
+    pub params: ThinActivate,
+    /// While it is registered; taken by who unregisters it.
+    pub vbdev: Option<Vbdev>,
+    /// Registered, or on its way out.
+    pub registered: bool,
+    /// Comes back when the pool does.
+    keep: bool,
+}
+
+/// All pools and thin bdevs.
+#[derive(Default)]
+pub struct Registry {
+    /// By name.
+    pub pools: RefCell<BTreeMap<String, PoolEntry>>,
+    /// By bdev name.
+    pub thins: RefCell<BTreeMap<String, ThinEntry>>,
+    stopping: Cell<bool>,
+    stopped: RefCell<Vec<FiniDone>>,
+}
+
+static REGISTRY: OnceLock<ThreadBound<Rc<Registry>>> = OnceLock::new();
+
+/// The registry, on the app thread.
+pub fn registry() -> Option<Rc<Registry>> {
+    REGISTRY.get().and_then(|registry| registry.get().cloned())
+}
+
+/// The module's entry points.
+pub struct DmModule;
+
+impl Module for DmModule {
+    fn init(&self) -> Result<(), i32> {
+        let registry = ThreadBound::new(Rc::new(Registry::default())).ok_or(22)?;
+        REGISTRY.set(registry).map_err(|_| 17)
+    }
+
+    fn fini_start(&self) {
+        if let Some(registry) = registry() {
+            registry.stopping.set(true);
+            registry.close_idle_pools();
+        }
+    }
+
+    fn fini(&self, done: FiniDone) {
+        if let Some(registry) = registry() {
+            registry.stopped.borrow_mut().push(done);
+            registry.close_idle_pools();
+            registry.finish_if_closed();
+        }
+    }
+
+    fn config(&self) -> Vec<String> {
+        registry().map_or_else(Vec::new, |registry| registry.config())
+    }
+
+    fn examine(&self, _: &str, done: ExamineDone) {
+        let Some(registry) = registry() else { return };
+        let ready: Vec<String> = registry
+            .pools
+            .borrow()
+            .iter()
+            .filter(|(_, entry)| {
+                matches!(entry.state, PoolState::Waiting)
+                    && base::exists(&entry.params.metadata_bdev)
+                    && base::exists(&entry.params.data_bdev)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        if ready.is_empty() || registry.stopping.get() {
+            return;
+        }
+        spdk::executor::spawn(async move {
+            for name in ready {
+                if let Err(error) = registry.open_pool(&name).await {
+                    log::error!("pool '{name}' cannot open: {}", error.message);
+                }
+            }
+            drop(done);
+        });
+    }
+}
+
+fn call(method: &str, params: &impl serde::Serialize) -> String {
+    serde_json::json!({ "method": method, "params": params }).to_string()
+}
+
+impl Registry {
+    /// Pools come first and wait for their bdevs; thin bdevs that are registered are written with the
+    /// bdevs, after those they need.
+    fn config(&self) -> Vec<String> {
+        let pools = self.pools.borrow();
+        let thins = self.thins.borrow();
+        let pools = pools.values().map(|entry| {
+            let params = ThinPoolCreate {
+                wait: true,
+                ..entry.params.clone()
+            };
+            call("thin_pool_create", &params)
+        });
+        let waiting = thins.values().filter(|entry| !entry.registered);
+        pools
+            .chain(waiting.map(|entry| call("thin_activate", &entry.params)))
+            .collect()
+    }
+
+    /// Opens a declared pool, and activates what was declared for it.
+    pub async fn open_pool(self: &Rc<Self>, name: &str) -> Result<(), RpcError> {
+        let params = {
+            let mut pools = self.pools.borrow_mut();
+            let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
+            if !matches!(entry.state, PoolState::Waiting) {
+                return Ok(());
+            }
+            entry.state = PoolState::Opening;
+            entry.closing = false;
+            entry.params.clone()
+        };
+        let opened = self.try_open(&params).await;
+        let waiters = {
+            let mut pools = self.pools.borrow_mut();
+            let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
+            entry.failure = opened.as_ref().err().map(|error| error.message.clone());
+            entry.state = match &opened {
+                Ok(open) => PoolState::Open(open.clone()),
+                Err(_) => PoolState::Waiting,
+            };
+            std::mem::take(&mut entry.waiters)
+        };
+        opened?;
+        let declared: Vec<ThinActivate> = self
+            .thins
+            .borrow()
+            .values()
+            .filter(|thin| thin.params.pool == name && !thin.registered)
+            .map(|thin| thin.params.clone())
+            .collect();
+        for thin in declared {
+            if let Err(error) = self.activate(&thin).await {
+                log::error!("{}", error.message);
+            }
+        }
+        drop(waiters);
+        Ok(())
+    }
+
+    async fn try_open(self: &Rc<Self>, params: &ThinPoolCreate) -> Result<Rc<OpenPool>, RpcError> {
+        if params.metadata_cache_mib > MAX_CACHE_MIB || params.mapping_cache_mib > MAX_CACHE_MIB {
+            return Err(RpcError::invalid(format!(
+                "pool '{}': a cache of more than {MAX_CACHE_MIB} MiB",
+                params.name
+            )));
+        }
+        let (metadata, metadata_channel) = self.take_base(params, &params.metadata_bdev)?;
+        let (data, data_channel) = self.take_base(params, &params.data_bdev)?;
+        let data_flushes = data.info().supports(IoKind::Flush);
+        let pool = Pool::open(
+            pool_config(params),
+            SpdkRuntime::new(),
+            Rc::new(MetadataBdev::new(metadata_channel)),
+            Rc::new(DataBdev::new(data_channel)),
+            data_flushes,
+        )
+        .await
+        .map_err(|error| {
+            RpcError::new(
+                error.errno(),
+                format!(
+                    "pool '{}' on metadata bdev '{}': {error}",
+                    params.name, params.metadata_bdev
+                ),
+            )
+        })?;
+        let (channel_data, owner) = (data.clone(), pool.owner_queue());
+        let channels = IoDevice::register(&params.name, move || {
+            PoolChannel::new(&channel_data, owner.clone())
+        })
+        .ok_or_else(|| RpcError::new(Errno::ENOMEM, "out of memory"))?;
+        log::info!("pool '{}' is open", params.name);
+        Ok(Rc::new(OpenPool {
+            pool,
+            channels: Arc::new(channels),
+            data,
+            metadata,
+        }))
+    }
+
+    /// Opens, checks and claims a base bdev.
+    fn take_base(
+        self: &Rc<Self>,
+        params: &ThinPoolCreate,
+        bdev: &str,
+    ) -> Result<(Descriptor, BaseChannel), RpcError> {
+        let refuse = |errno: i32, why: &str| {
+            RpcError::new(
+                Errno(errno),
+                format!("pool '{}': bdev '{bdev}' {why}", params.name),
+            )
+        };
+        let registry = Rc::downgrade(self);
+        let pool = params.name.clone();
+        let desc = Descriptor::open(bdev, true, move |event| {
+            if event == Event::Remove
+                && let Some(registry) = registry.upgrade()
+            {
+                let pool = pool.clone();
+                spdk::executor::spawn(async move { registry.base_removed(&pool).await });
+            }
+        })
+        .map_err(|errno| match errno {
+            19 => refuse(
+                19,
+                "does not exist; create it first, or declare the pool with 'wait'",
+            ),
+            1 | 16 => refuse(1, "is claimed by another module or pool; use another bdev"),
+            errno => refuse(errno, "cannot be opened for writing"),
+        })?;
+        let info = desc.info();
+        if info.dif_type != 0 {
+            return Err(refuse(
+                22,
+                "has protection information (DIF), which is not supported; create it without",
+            ));
+        }
+        if info.metadata_bytes != 0 {
+            return Err(refuse(
+                22,
+                "has metadata beside or in its blocks, which is not supported; create it without",
+            ));
+        }
+        if !matches!(info.block_bytes, 512 | 4096) {
+            return Err(refuse(
+                22,
+                &format!(
+                    "has blocks of {} bytes; 512 and 4096 are supported",
+                    info.block_bytes
+                ),
+            ));
+        }
+        let bytes = info.nr_blocks * u64::from(info.block_bytes);
+        let needed = match bdev == params.metadata_bdev {
+            true => 64 * 4096,
+            false => u64::from(params.data_block_size_sectors) * 512,
+        };
+        if bytes < needed {
+            return Err(refuse(
+                22,
+                &format!("is too small: {bytes} bytes, at least {needed} are needed"),
+            ));
+        }
+        desc.claim().map_err(|errno| {
+            refuse(
+                errno,
+                "is claimed by another module or pool; use another bdev",
+            )
+        })?;
+        let channel = desc
+            .channel()
+            .ok_or_else(|| refuse(12, "has no I/O channel: out of memory"))?;
+        Ok((desc, channel))
+    }
+
+    /// The pool's state, if it is open.
+    pub fn open_entry(&self, name: &str) -> Result<Rc<OpenPool>, RpcError> {
+        let pools = self.pools.borrow();
+        let entry = pools.get(name).ok_or_else(|| no_pool(name))?;
+        match &entry.state {
+            PoolState::Open(open) if !entry.closing => Ok(open.clone()),
+            PoolState::Waiting => Err(RpcError::new(
+                Errno::ENODEV,
+                format!(
+                    "pool '{name}' is waiting for bdevs '{}' and '{}'{}",
+                    entry.params.metadata_bdev,
+                    entry.params.data_bdev,
+                    entry
+                        .failure
+                        .as_ref()
+                        .map_or_else(String::new, |why| format!("; it last failed: {why}"))
+                ),
+            )),
+            _ => Err(RpcError::new(
+                Errno::EBUSY,
+                format!("pool '{name}' is being opened or closed; try again"),
+            )),
+        }
+    }
+
+    /// Waits while a pool is being opened.
+    pub async fn wait_opening(&self, name: &str) {
+        let opening = {
+            let mut pools = self.pools.borrow_mut();
+            match pools.get_mut(name) {
+                Some(entry) if matches!(entry.state, PoolState::Opening) => {
+                    let (tx, rx) = oneshot::channel();
+                    entry.waiters.push(tx);
+                    rx
+                }
+                _ => return,
+            }
+        };
+        let _ = opening.await;
+    }
+
+    /// Registers the bdev of a thin device of an open pool.
+    pub async fn activate(self: &Rc<Self>, params: &ThinActivate) -> Result<(), RpcError> {
+        let open = self.open_entry(&params.pool)?;
+        let name = params.bdev_name();
+        let taken = self
+            .thins
+            .borrow()
+            .get(&name)
+            .is_some_and(|thin| thin.registered);
+        if taken || base::exists(&name) {
+            return Err(RpcError::new(
+                Errno::EEXIST,
+                format!("there is a bdev '{name}' already; choose another bdev_name"),
+            ));
+        }
+        let nr_sectors = params.nr_sectors()?;
+        let dev = open
+            .pool
+            .activate(params.id, nr_sectors)
+            .await
+            .map_err(|error| {
+                RpcError::new(error.errno(), format!("pool '{}': {error}", params.pool))
+            })?;
+        let info = open.data.info();
+        let shared = open.pool.shared();
+        let boundary = u32::try_from(shared.logical_per_block()).unwrap_or(0);
+        let registered = Vbdev::register(
+            &Params {
+                name: name.clone(),
+                product_name: "spdk-dm thin".to_owned(),
+                block_bytes: info.block_bytes,
+                nr_blocks: dev.nr_logical_blocks,
+                optimal_boundary_blocks: boundary,
+                write_cache: true,
+                uuid: [0; 16],
+            },
+            ThinDriver {
+                dev: dev.clone(),
+                channels: open.channels.clone(),
+                params: ThinActivate {
+                    bdev_name: Some(name.clone()),
+                    wait: true,
+                    ..params.clone()
+                },
+                discards: !open.pool.config().ignore_discard,
+            },
+        );
+        match registered {
+            Ok(vbdev) => {
+                self.thins.borrow_mut().insert(
+                    name.clone(),
+                    ThinEntry {
+                        params: params.clone(),
+                        vbdev: Some(vbdev),
+                        registered: true,
+                        keep: false,
+                    },
+                );
+                Ok(())
+            }
+            Err(errno) => {
+                let _ = open.pool.deactivate(params.id).await;
+                Err(RpcError::new(
+                    Errno(errno),
+                    format!("bdev '{name}' cannot be registered"),
+                ))
+            }
+        }
+    }
+
+    /// Unregisters a thin bdev and waits until it is gone.
+    pub async fn deactivate(&self, bdev_name: &str, keep: bool) -> Result<(), RpcError> {
+        let vbdev = {
+            let mut thins = self.thins.borrow_mut();
+            let Some(thin) = thins.get_mut(bdev_name) else {
+                return Err(RpcError::new(
+                    Errno::ENODEV,
+                    format!("there is no thin bdev '{bdev_name}'; see thin_list"),
+                ));
+            };
+            thin.keep = keep;
+            if !thin.registered {
+                thins.remove(bdev_name);
+                return Ok(());
+            }
+            thin.vbdev.take().ok_or_else(|| {
+                RpcError::new(Errno::EBUSY, format!("bdev '{bdev_name}' is being removed"))
+            })?
+        };
+        vbdev.unregister().await;
+        Ok(())
+    }
+
+    /// Called when all channels of a thin bdev are gone, whoever unregistered it.
+    async fn destructed(self: Rc<Self>, params: ThinActivate, done: Destructed) {
+        let name = params.bdev_name();
+        let open = match self
+            .pools
+            .borrow()
+            .get(&params.pool)
+            .map(|entry| &entry.state)
+        {
+            Some(PoolState::Open(open)) => Some(open.clone()),
+            _ => None,
+        };
+        if let Some(open) = open
+            && let Err(error) = open.pool.deactivate(params.id).await
+        {
+            log::error!("bdev '{name}': {error}");
+        }
+        {
+            let mut thins = self.thins.borrow_mut();
+            if let Some(thin) = thins.get_mut(&name) {
+                thin.registered = false;
+                thin.vbdev = None;
+                if !thin.keep {
+                    thins.remove(&name);
+                }
+            }
+        }
+        // Releases the driver, and with it the pool's channels.
+        drop(done);
+        self.close_idle_pools();
+    }
+
+    /// A base bdev is going away: so do the pool's bdevs, and the pool until it comes back.
+    async fn base_removed(self: Rc<Self>, pool: &str) {
+        {
+            let mut pools = self.pools.borrow_mut();
+            let Some(entry) = pools.get_mut(pool) else {
+                return;
+            };
+            if entry.closing || !matches!(entry.state, PoolState::Open(_)) {
+                return;
+            }
+            entry.closing = true;
+        }
+        log::warn!(
+            "a base bdev of pool '{pool}' is being removed; the pool closes until it is back"
+        );
+        let bdevs: Vec<String> = self
+            .thins
+            .borrow()
+            .iter()
+            .filter(|(_, thin)| thin.params.pool == pool && thin.registered)
+            .map(|(name, _)| name.clone())
+            .collect();
+        let gone = bdevs.iter().map(|name| self.deactivate(name, true));
+        futures::future::join_all(gone).await;
+        self.close_idle_pools();
+    }
+
+    /// Closes a pool without active devices.
+    pub async fn close_pool(self: &Rc<Self>, name: &str) -> Result<(), RpcError> {
+        let open = {
+            let mut pools = self.pools.borrow_mut();
+            let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
+            match std::mem::replace(&mut entry.state, PoolState::Closing) {
+                PoolState::Open(open) => open,
+                other => {
+                    entry.state = other;
+                    return Ok(());
+                }
+            }
+        };
+        let closed = open.pool.close().await;
+        if let Err(error) = &closed {
+            log::error!("closing pool '{name}': {error}");
+        }
+        if let Some(OpenPool {
+            pool,
+            channels,
+            data,
+            metadata,
+        }) = Rc::into_inner(open)
+        {
+            if let Some(channels) = Arc::into_inner(channels) {
+                channels.unregister().await;
+            }
+            drop((pool, data, metadata));
+        }
+        if let Some(entry) = self.pools.borrow_mut().get_mut(name) {
+            entry.state = PoolState::Waiting;
+            entry.closing = false;
+        }
+        log::info!("pool '{name}' is closed");
+        self.finish_if_closed();
+        closed.map_err(|error| RpcError::new(error.errno(), error.to_string()))
+    }
+
+    /// Closes the pools that should close and have no bdev left.
+    fn close_idle_pools(self: &Rc<Self>) {
+        let idle: Vec<String> = self
+            .pools
+            .borrow()
+            .iter()
+            .filter(|(_, entry)| match &entry.state {
+                PoolState::Open(open) => {
+                    (entry.closing || self.stopping.get()) && open.pool.active_ids().is_empty()
+                }
+                _ => false,
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in idle {
+            let registry = self.clone();
+            spdk::executor::spawn(async move {
+                // Logged there.
+                let _ = registry.close_pool(&name).await;
+            });
+        }
+    }
+
+    fn finish_if_closed(&self) {
+        let busy = self
+            .pools
+            .borrow()
+            .values()
+            .any(|entry| !matches!(entry.state, PoolState::Waiting));
+        if !busy {
+            self.stopped.borrow_mut().clear();
+        }
+    }
+
+    /// Declares a pool that is not open yet.
+    pub fn declare(&self, params: ThinPoolCreate) -> Result<(), RpcError> {
+        let mut pools = self.pools.borrow_mut();
+        if pools.contains_key(&params.name) {
+            return Err(RpcError::new(
+                Errno::EEXIST,
+                format!(
+                    "there is a pool '{}' already; choose another name",
+                    params.name
+                ),
+            ));
+        }
+        pools.insert(
+            params.name.clone(),
+            PoolEntry {
+                params,
+                state: PoolState::Waiting,
+                failure: None,
+                closing: false,
+                waiters: Vec::new(),
+            },
+        );
+        Ok(())
+    }
+
+    /// Declares a thin bdev of a pool that is not open.
+    pub fn declare_thin(&self, params: ThinActivate) {
+        self.thins.borrow_mut().insert(
+            params.bdev_name(),
+            ThinEntry {
+                params,
+                vbdev: None,
+                registered: false,
+                keep: true,
+            },
+        );
+    }
+}
+
+/// The refusal for an unknown pool.
+pub fn no_pool(name: &str) -> RpcError {
+    RpcError::new(
+        Errno::ENODEV,
+        format!("there is no pool '{name}'; see thin_pool_status"),
+    )
+}
+
+fn pool_config(params: &ThinPoolCreate) -> PoolConfig {
+    PoolConfig {
+        data_block_size_sectors: params.data_block_size_sectors,
+        low_water_mark_blocks: params.low_water_mark_blocks,
+        skip_block_zeroing: params.has("skip_block_zeroing"),
+        ignore_discard: params.has("ignore_discard"),
+        no_discard_passdown: params.has("no_discard_passdown"),
+        read_only: params.has("read_only"),
+        error_if_no_space: params.has("error_if_no_space"),
+        metadata_cache_bytes: params.metadata_cache_mib << 20,
+        mapping_cache_bytes: params.mapping_cache_mib << 20,
+        ..PoolConfig::new(&params.name)
+    }
+}
+
+/// A thin bdev as SPDK sees it.
+struct ThinDriver {
+    dev: Arc<ThinDev>,
+    channels: Arc<IoDevice<PoolChannel>>,
+    params: ThinActivate,
+    discards: bool,
+}
+
+/// A thin bdev's channel: the pool's of this core.
+pub struct ThinChannel {
+    dev: Arc<ThinDev>,
+    pool: IoChannel<PoolChannel>,
+}
+
+impl Driver for ThinDriver {
+    type Channel = ThinChannel;
+
+    fn create_channel(&self) -> Option<ThinChannel> {
+        Some(ThinChannel {
+            dev: self.dev.clone(),
+            pool: self.channels.channel()?,
+        })
+    }
+
+    #[inline]
+    fn submit(channel: &ThinChannel, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
+        let kind = match kind {
+            IoKind::Read => Kind::Read,
+            IoKind::Write => Kind::Write,
+            IoKind::Flush => Kind::Flush,
+            IoKind::Unmap => Kind::Discard,
+            IoKind::WriteZeroes => Kind::WriteZeroes,
+            IoKind::Reset => Kind::Reset,
+            IoKind::Abort => {
+                let aborted = channel.pool.engine.abort(io.id_to_abort());
+                // Not parked: it is on its way, and will end by itself.
+                return io.complete(if aborted { 0 } else { Errno::EIO.0 });
+            }
+            IoKind::Other => return io.complete(Errno::EOPNOTSUPP.0),
+        };
+        let request = Request {
+            kind,
+            offset_blocks: offset,
+            nr_blocks,
+        };
+        channel.pool.engine.submit(&channel.dev, request, io);
+    }
+
+    #[inline]
+    fn forwarded(channel: &ThinChannel, io: BdevIo, ticket: u64, ok: bool) {
+        let result = if ok { Ok(()) } else { Err(Errno::EIO) };
+        let ticket = bdev::channel::Ticket::from_raw(ticket);
+        channel.pool.engine.forwarded(io, ticket, result);
+    }
+
+    fn io_kinds(&self) -> u32 {
+        let discard = if self.discards {
+            IoKind::Unmap.bit()
+        } else {
+            0
+        };
+        IoKind::Read.bit()
+            | IoKind::Write.bit()
+            | IoKind::Flush.bit()
+            | IoKind::WriteZeroes.bit()
+            | IoKind::Reset.bit()
+            | IoKind::Abort.bit()
+            | discard
+    }
+
+    fn destruct(&self, done: Destructed) {
+        let params = self.params.clone();
+        match registry() {
+            Some(registry) => {
+                spdk::executor::spawn(registry.destructed(params, done));
+            }
+            None => drop(done),
+        }
+    }
+
+    fn info(&self) -> (&'static str, String) {
+        let info = serde_json::json!({ "pool": self.params.pool, "id": self.params.id });
+        ("thin", info.to_string())
+    }
+
+    fn config(&self) -> String {
+        call("thin_activate", &self.params)
+    }
+}
