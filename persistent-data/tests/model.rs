@@ -195,7 +195,7 @@ impl World {
         counts
             .compare(&self.tm, self.tm.map(), "metadata", &mut findings)
             .await?;
-        data.borrow()
+        data.into_inner()
             .compare(&self.tm, self.disk.map(), "data", &mut findings)
             .await?;
         assert_eq!(findings, []);

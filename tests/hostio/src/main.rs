@@ -1,0 +1,116 @@
+//! spdk_dm_hostio: an SPDK program that is the host in tests. It gets bdevs from a JSON configuration
+//! (an NVMe-oF controller, say) and carries out one command on one of them.
+
+mod stress;
+mod transfer;
+
+use clap::{Parser, Subcommand};
+use spdk::app::{self, Options};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(about = "Writes, reads, stresses and verifies SPDK bdevs, for tests")]
+struct Args {
+    /// JSON configuration that makes the bdev.
+    #[arg(long)]
+    json: PathBuf,
+    /// Name of the bdev.
+    #[arg(long)]
+    bdev: String,
+    /// Core mask.
+    #[arg(long, default_value = "0x2")]
+    mask: String,
+    /// Memory in MiB.
+    #[arg(long, default_value_t = 256)]
+    mem: i32,
+    /// Do without hugepages.
+    #[arg(long)]
+    no_huge: bool,
+    /// RPC socket.
+    #[arg(long)]
+    socket: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Clone)]
+enum Command {
+    /// Write a file to the bdev, and flush.
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// Byte offset on the bdev.
+        #[arg(long, default_value_t = 0)]
+        offset: u64,
+    },
+    /// Read from the bdev into a file.
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Bytes.
+        #[arg(long)]
+        length: u64,
+        /// Byte offset on the bdev.
+        #[arg(long, default_value_t = 0)]
+        offset: u64,
+    },
+    /// Unmap or zero a range.
+    Clear {
+        /// "unmap" or "zeroes".
+        how: String,
+        /// Byte offset.
+        #[arg(long)]
+        offset: u64,
+        /// Bytes.
+        #[arg(long)]
+        length: u64,
+    },
+    /// Write stamped slots at random, flushing now and then, until stopped or an I/O fails.
+    Stress(stress::Stress),
+    /// Check that each slot holds something that the state of a stress allows.
+    Verify {
+        /// State file of the stress.
+        state: PathBuf,
+    },
+}
+
+fn main() {
+    let args = Args::parse();
+    let options = Options {
+        name: "spdk_dm_hostio".to_owned(),
+        rpc_socket: Some(args.socket.clone()),
+        json_config: Some(args.json.to_string_lossy().into_owned()),
+        core_mask: Some(args.mask.clone()),
+        mem_mb: args.mem,
+        no_huge: args.no_huge,
+    };
+    let code = app::run(&options, move || async move {
+        match run(&args.bdev, args.command).await {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("hostio: {error}");
+                1
+            }
+        }
+    });
+    std::process::exit(code);
+}
+
+async fn run(bdev: &str, command: Command) -> Result<(), String> {
+    let disk = transfer::Disk::open(bdev)?;
+    match command {
+        Command::Write { file, offset } => disk.write_file(&file, offset).await,
+        Command::Read {
+            file,
+            length,
+            offset,
+        } => disk.read_file(&file, offset, length).await,
+        Command::Clear {
+            how,
+            offset,
+            length,
+        } => disk.clear(&how, offset, length).await,
+        Command::Stress(stress) => stress.run(&disk).await,
+        Command::Verify { state } => stress::verify(&disk, &state).await,
+    }
+}

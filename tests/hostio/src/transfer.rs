@@ -1,0 +1,119 @@
+//! A bdev with byte offsets, and files copied from and to it.
+
+use spdk::base::{BaseChannel, Descriptor, Info, IoKind};
+use spdk::dma::DmaBuf;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+const PIECE_BYTES: u64 = 256 << 10;
+
+/// An open bdev.
+pub struct Disk {
+    channel: BaseChannel,
+    info: Info,
+}
+
+fn fail(what: &str) -> impl Fn(i32) -> String {
+    move |errno| format!("{what}: errno {errno}")
+}
+
+impl Disk {
+    /// Opens a bdev by name.
+    pub fn open(name: &str) -> Result<Self, String> {
+        let desc = Descriptor::open(name, true, |_| {}).map_err(fail(&format!("open {name}")))?;
+        Ok(Disk {
+            info: desc.info(),
+            channel: desc.channel().ok_or("no channel")?,
+        })
+    }
+
+    fn blocks(&self, bytes: u64) -> Result<u64, String> {
+        let block = u64::from(self.info.block_bytes);
+        match bytes.is_multiple_of(block) {
+            true => Ok(bytes / block),
+            false => Err(format!(
+                "{bytes} is not a multiple of the block size {block}"
+            )),
+        }
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.info.nr_blocks * u64::from(self.info.block_bytes)
+    }
+
+    /// Reads from a byte offset.
+    pub async fn read(&self, offset: u64, length: u64) -> Result<DmaBuf, String> {
+        let buf = DmaBuf::new(length as usize).ok_or("out of memory")?;
+        let at = self.blocks(offset)?;
+        self.channel.read(buf, at).await.map_err(fail("read"))
+    }
+
+    /// Writes at a byte offset.
+    pub async fn write(&self, offset: u64, data: &[u8]) -> Result<(), String> {
+        let mut buf = DmaBuf::new(data.len()).ok_or("out of memory")?;
+        buf.copy_from_slice(data);
+        let at = self.blocks(offset)?;
+        self.channel.write(buf, at).await.map_err(fail("write"))?;
+        Ok(())
+    }
+
+    /// Flushes all of it.
+    pub async fn flush(&self) -> Result<(), String> {
+        let all = self.info.nr_blocks;
+        self.channel
+            .range(IoKind::Flush, 0, all)
+            .await
+            .map_err(fail("flush"))
+    }
+
+    /// Unmaps or zeroes a range, and flushes.
+    pub async fn clear(&self, how: &str, offset: u64, length: u64) -> Result<(), String> {
+        let kind = match how {
+            "unmap" => IoKind::Unmap,
+            "zeroes" => IoKind::WriteZeroes,
+            _ => return Err(format!("'{how}' is neither unmap nor zeroes")),
+        };
+        let (at, count) = (self.blocks(offset)?, self.blocks(length)?);
+        self.channel
+            .range(kind, at, count)
+            .await
+            .map_err(fail(how))?;
+        self.flush().await
+    }
+
+    /// Copies a file to the bdev, padded with zeroes to whole blocks, and flushes.
+    pub async fn write_file(&self, path: &Path, offset: u64) -> Result<(), String> {
+        let mut file = File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let mut at = offset;
+        loop {
+            let mut piece = Vec::new();
+            let read = Read::by_ref(&mut file)
+                .take(PIECE_BYTES)
+                .read_to_end(&mut piece);
+            if read.map_err(|e| e.to_string())? == 0 {
+                return self.flush().await;
+            }
+            piece.resize(
+                piece.len().next_multiple_of(self.info.block_bytes as usize),
+                0,
+            );
+            self.write(at, &piece).await?;
+            at += piece.len() as u64;
+        }
+    }
+
+    /// Copies from the bdev to a file.
+    pub async fn read_file(&self, path: &Path, offset: u64, length: u64) -> Result<(), String> {
+        let mut file = File::create(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let mut done = 0;
+        while done < length {
+            let piece = PIECE_BYTES.min(length - done);
+            let data = self.read(offset + done, piece).await?;
+            file.write_all(&data).map_err(|e| e.to_string())?;
+            done += piece;
+        }
+        Ok(())
+    }
+}
