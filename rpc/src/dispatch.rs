@@ -49,9 +49,10 @@ fn parse<P: DeserializeOwned + Validate>(method: &str, params: &str) -> Result<P
     } else {
         params
     };
-    let parsed: P = serde_json::from_str(text).map_err(|error| JsonRpcError {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let parsed: P = serde_path_to_error::deserialize(&mut json).map_err(|error| JsonRpcError {
         code: INVALID_PARAMS,
-        message: format!("{method}: {error}"),
+        message: format!("{method}: {}: {}", error.path(), error.inner()),
     })?;
     parsed.validate().map_err(refuse)?;
     Ok(parsed)

@@ -123,6 +123,10 @@ impl Descriptor {
             });
         }
         let thread = Thread::current().ok_or(22)?;
+        if !exists(name) {
+            // v20.07 says EINVAL.
+            return Err(19);
+        }
         let events: *mut EventHandler = Box::into_raw(Box::new(Box::new(events)));
         let mut raw = std::ptr::null_mut();
         let name = ffi::c_string(name);

@@ -93,17 +93,21 @@ class SpdkProcess:
 class HostIO:
     """A host: connects to an exported bdev and does one command (tests/hostio)."""
 
-    def __init__(self, folder: Path, config: Path, bdev: str, core_mask: str = '0x2'):
+    def __init__(self, folder: Path, config: Path, bdev: str, core_mask: str = '0x2',
+                 plugin: bool = False):
         self.folder = folder
+        self._plugin = plugin
         self._arguments = [program('spdk_dm_hostio'), '--json', str(config), '--bdev', bdev,
                            '--mask', core_mask, '--socket', str(folder / 'hostio.sock')]
         if os.environ.get('SPDK_DM_NO_HUGE'):
             self._arguments.append('--no-huge')
 
     def start(self, *command: str) -> subprocess.Popen:
-        log = open(self.folder / 'hostio.log', 'ab')
-        with log:
-            return subprocess.Popen(self._arguments + list(command), env=environment(),
+        env = environment()
+        if self._plugin:
+            env['LD_PRELOAD'] = program('libspdk_dm.so')
+        with open(self.folder / 'hostio.log', 'ab') as log:
+            return subprocess.Popen(self._arguments + list(command), env=env,
                                     stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def run(self, *command: str, timeout: Optional[float] = 300) -> None:

@@ -60,12 +60,12 @@ impl Pool {
             dev.dirty.store(false, Ordering::Release);
         }
         let freed = self.freed.take();
-        self.update_space_modes(metadata);
         if self.passes_down() && !freed.is_empty() {
             self.start_pass_down(freed);
         } else {
             self.release(metadata, &freed);
         }
+        self.update_space_modes(metadata);
         Ok(())
     }
 
