@@ -2,53 +2,58 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help spdk tools build check unit sim integration test demo run bench clean
+.PHONY: help cargo spdk tools hugepages build check unit integration test demo run bench clean
 
-CACHE := $(or $(SPDK_DM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spdk-dm)
-SEEDS ?= 200
-START ?= 1
+# Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-p bdev"
+PYTEST ?=
+UNIT ?=
+BENCH ?=
+DEMO ?=
 
-# Every recipe that needs SPDK begins with this.
-ENV := command -v cargo >/dev/null || { echo "a Rust toolchain is needed: https://rustup.rs" >&2; exit 1; }; \
-	settings=$$(spdk-config/setup-spdk --print-env); eval "$$settings"; \
-	export SPDK_DM_STRICT_TOOLS="$(CACHE)/strict-tools"
-PYTHON := "$(CACHE)/venv/bin/python"
+# Runs a command with SPDK (and, without --build, tools and hugepages) set up and in its environment.
+WITH := spdk-config/with-env
+PYTHON := $(WITH) python3
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-spdk: ## Find an SPDK (SPDK_DIR), or get and build v20.07 into the cache
+cargo:
+	@command -v cargo >/dev/null || { echo 'spdk-dm: error: no cargo: install a Rust toolchain, https://rustup.rs' >&2; exit 1; }
+
+spdk: ## Find an SPDK (SPDK_DIR, PKG_CONFIG_PATH), or get and build v20.07 in the cache
 	@spdk-config/setup-spdk
 
-tools: ## Install thin-provisioning-tools (two generations) and the Python environment for tests
+tools: ## Get thin-provisioning-tools (0.9 and 1.1) and a Python environment for the tests
 	@spdk-config/setup-tools
 
-build: ## Build libspdk_dm.so and spdk_dm_tgt into target/release
-	@$(ENV); cargo build --release --workspace
+hugepages: ## Reserve hugepages for the tests (as root; without them SPDK runs with --no-huge)
+	@spdk-config/setup-hugepages >/dev/null
 
-check: ## Formatting, clippy and documentation, warnings denied
-	@$(ENV); cargo fmt --all --check; \
-	cargo clippy --workspace --all-targets -- -D warnings; \
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+build: cargo ## Build libspdk_dm.so and spdk_dm_tgt into target/release
+	@$(WITH) --build cargo build --release --workspace
 
-unit: tools ## Unit and property tests
-	@$(ENV); cargo test --release --workspace --no-fail-fast
+check: cargo ## Formatting, clippy and documentation, warnings denied
+	@cargo fmt --all --check
+	@$(WITH) --build cargo clippy --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS='-D warnings' $(WITH) --build cargo doc --workspace --no-deps
 
-integration: tools build ## Tests on real SPDK targets
-	@$(ENV); SPDK_DM_NO_HUGE=$$(spdk-config/setup-hugepages) \
-	$(PYTHON) -m pytest -q tests $(PYTEST)
+unit: cargo ## Unit, property and simulator tests
+	@$(WITH) cargo test --release --workspace --no-fail-fast $(UNIT)
+
+integration: build ## Tests on real SPDK targets
+	@$(PYTHON) -m pytest -q tests $(PYTEST)
 
 test: ## Everything: check, unit, integration; ends with counts
 	@spdk-config/run-tests
 
-demo: tools build ## The main job from an empty machine, step by step
-	@$(ENV); SPDK_DM_NO_HUGE=$$(spdk-config/setup-hugepages) $(PYTHON) spdk-config/demo
+demo: build ## The main job from an empty machine, step by step
+	@$(PYTHON) spdk-config/demo $(DEMO)
 
-run: tools build ## As demo, but leaves the target running in the foreground
-	@$(ENV); SPDK_DM_NO_HUGE=$$(spdk-config/setup-hugepages) $(PYTHON) spdk-config/demo --foreground
+run: build ## As demo, but leaves the target running in the foreground
+	@$(PYTHON) spdk-config/demo --foreground $(DEMO)
 
-bench: tools build ## bdevperf side by side: thin, passthru
-	@$(ENV); SPDK_DM_NO_HUGE=$$(spdk-config/setup-hugepages) $(PYTHON) bench/run $(BENCH)
+bench: build ## bdevperf side by side: thin next to passthru
+	@$(PYTHON) bench/run $(BENCH)
 
-clean: ## Remove what was built here (not the cache)
+clean: cargo ## Remove what was built here (not the cache)
 	cargo clean
