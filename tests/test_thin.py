@@ -336,7 +336,9 @@ def test_kill_loop(lab, which):
             rpc.call('thin_snapshot', pool='pool', id=snapshots, origin_id=0)
         stress = host.start('stress', str(state), '--seed', str(number), '--slots', '2048',
                             '--flush-every', '8')
-        wait_for(lambda: rpc.call('thin_pool_status', name='pool')['commits'] > 3)
+        wait_for(lambda: stress.poll() is not None
+                 or rpc.call('thin_pool_status', name='pool')['commits'] > 3)
+        assert stress.poll() is None, (lab.folder / 'hostio.log').read_text(errors='replace')[-2000:]
         time.sleep(dice.random() * 0.5)
         target.process.kill()
         end(stress)

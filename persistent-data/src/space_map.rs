@@ -317,11 +317,30 @@ impl SpaceMap {
 
     /// Hands out a free block with count 1.
     pub async fn allocate(&self, tm: &TransactionManager) -> Result<u64> {
+        let block = self.find_free(tm).await?;
+        self.claim(block);
+        Ok(block)
+    }
+
+    /// Hands out a free block that is only held: on disk it stays free until
+    /// [`SpaceMap::claim_reserved`], so a crash before that leaks nothing.
+    pub async fn reserve(&self, tm: &TransactionManager) -> Result<u64> {
+        let block = self.find_free(tm).await?;
+        self.hold(block);
+        Ok(block)
+    }
+
+    /// Gives a reserved block its first reference.
+    pub fn claim_reserved(&self, block: u64) {
+        self.unhold(block);
+        self.claim(block);
+    }
+
+    async fn find_free(&self, tm: &TransactionManager) -> Result<u64> {
         let cursor = self.cursor.get().min(self.nr_blocks.get());
         for trust_hints in [true, false] {
             for range in [cursor..self.nr_blocks.get(), 0..cursor] {
                 if let Some(block) = self.search(tm, range, trust_hints).await? {
-                    self.claim(block);
                     self.cursor.set(block + 1);
                     return Ok(block);
                 }

@@ -46,6 +46,8 @@ sdm_app_run(const struct sdm_app_params *params, void (*start)(void *), void *ct
 	opts.reactor_mask = params->core_mask;
 	opts.mem_size = params->mem_mb;
 	opts.no_pci = true;
+	/* So that hugepages of a killed process are free again. */
+	opts.unlink_hugepage = !params->no_huge;
 	if (params->no_huge) {
 #if SPDK_VERSION >= SPDK_VERSION_NUM(23, 1, 0)
 		opts.no_huge = true;

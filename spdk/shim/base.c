@@ -6,6 +6,7 @@
 #include "spdk/bdev.h"
 #include "spdk/bdev_module.h"
 #include "spdk/log.h"
+#include "spdk/nvme_spec.h"
 #include "spdk/thread.h"
 #include "internal.h"
 
@@ -131,11 +132,27 @@ sdm_desc_channel(void *desc)
 	return spdk_bdev_get_io_channel(d->desc);
 }
 
-struct spdk_bdev_desc *sdm_desc_raw(void *desc);
 struct spdk_bdev_desc *
 sdm_desc_raw(void *desc)
 {
 	return ((struct sdm_desc *)desc)->desc;
+}
+
+/* SPDK's NVMe bdev answers a flush without sending it to the drive: always in v20.07, and in v26.05
+ * unless bdev_nvme_set_options has enable_flush. On a drive with a volatile cache that loses what was
+ * flushed, so where NVMe commands can be passed through, the command itself is sent. */
+int
+sdm_submit_flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
+		 spdk_bdev_io_completion_cb cb, void *arg)
+{
+	struct spdk_bdev *bdev = spdk_bdev_desc_get_bdev(desc);
+	struct spdk_nvme_cmd cmd = {};
+
+	if (spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_NVME_IO)) {
+		cmd.opc = SPDK_NVME_OPC_FLUSH;
+		return spdk_bdev_nvme_io_passthru(desc, channel, &cmd, NULL, 0, cb, arg);
+	}
+	return spdk_bdev_flush_blocks(desc, channel, 0, spdk_bdev_get_num_blocks(bdev), cb, arg);
 }
 
 struct base_io {
@@ -179,7 +196,7 @@ base_io_submit(void *ctx)
 		rc = spdk_bdev_write_blocks(desc, io->channel, io->buf, io->offset, io->count, base_io_done, io);
 		break;
 	case SDM_FLUSH:
-		rc = spdk_bdev_flush_blocks(desc, io->channel, io->offset, io->count, base_io_done, io);
+		rc = sdm_submit_flush(desc, io->channel, base_io_done, io);
 		break;
 	case SDM_UNMAP:
 		rc = spdk_bdev_unmap_blocks(desc, io->channel, io->offset, io->count, base_io_done, io);

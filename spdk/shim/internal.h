@@ -9,4 +9,10 @@
 extern struct spdk_thread *g_sdm_app_thread;
 extern struct spdk_bdev_module g_sdm_module;
 
+struct spdk_bdev_desc *sdm_desc_raw(void *desc);
+
+/* Flushes all of a bdev, for real: see base.c. */
+int sdm_submit_flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
+		     spdk_bdev_io_completion_cb cb, void *arg);
+
 #endif

@@ -11,8 +11,6 @@
 #include "spdk/version.h"
 #include "internal.h"
 
-struct spdk_bdev_desc *sdm_desc_raw(void *desc);
-
 struct vbdev {
 	struct spdk_bdev bdev;
 	const struct sdm_vbdev_ops *ops;
@@ -109,9 +107,7 @@ forward_submit(void *arg)
 					     ctx->offset, io->u.bdev.num_blocks, forward_done, io);
 		break;
 	case SPDK_BDEV_IO_TYPE_FLUSH:
-		base = spdk_bdev_desc_get_bdev(ctx->desc);
-		rc = spdk_bdev_flush_blocks(ctx->desc, ctx->base_channel, 0, spdk_bdev_get_num_blocks(base),
-					    forward_done, io);
+		rc = sdm_submit_flush(ctx->desc, ctx->base_channel, forward_done, io);
 		break;
 	case SPDK_BDEV_IO_TYPE_UNMAP:
 		rc = spdk_bdev_unmap_blocks(ctx->desc, ctx->base_channel, ctx->offset, io->u.bdev.num_blocks,

@@ -51,7 +51,8 @@ class SpdkProcess:
             env['LD_PRELOAD'] = program('libspdk_dm.so')
         if os.path.exists(self.socket):
             os.unlink(self.socket)
-        arguments = command + ['--no-pci', '-m', core_mask, '-r', self.socket]
+        # Unlinked, hugepages of a killed process are free again.
+        arguments = command + ['--no-pci', '--huge-unlink', '-m', core_mask, '-r', self.socket]
         with open(self.log, 'ab') as log:
             self.process = subprocess.Popen(arguments + options_for_memory(memory_mb), env=env,
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -189,19 +189,16 @@ impl Pool {
         prepared: Result<(), Errno>,
     ) -> Result<(), NotWritable> {
         let mut metadata = self.metadata.lock().await;
+        if let Err(errno) = prepared {
+            // The kernel leaks the block here; giving it back keeps thin_check content.
+            metadata.free_data_block(new);
+            return Err(NotWritable::Failed(errno));
+        }
         if self.shared.mode().refuses_changes() {
+            metadata.free_data_block(new);
             return Err(NotWritable::Failed(Errno::EIO));
         }
-        let inserted = match prepared {
-            Ok(()) => metadata.insert(dev.id, block, new).await,
-            Err(errno) => {
-                // The kernel leaks the block here; giving it back keeps thin_check content.
-                if let Err(error) = metadata.free_data_block(new).await {
-                    self.metadata_failed(&mut metadata, &error).await;
-                }
-                return Err(NotWritable::Failed(errno));
-            }
-        };
+        let inserted = metadata.insert(dev.id, block, new).await;
         if let Err(error) = inserted {
             self.metadata_failed(&mut metadata, &error).await;
             return Err(NotWritable::Failed(Errno::EIO));

@@ -224,10 +224,11 @@ impl ThinMetadata {
         Ok(btree::last_key::<u64>(&self.tm, root).await?)
     }
 
-    /// Maps a block to a data block that was allocated for it. What was mapped there loses a
+    /// Maps a block to a data block that was reserved for it. What was mapped there loses a
     /// reference.
     pub async fn insert(&mut self, id: u32, block: u64, data_block: u64) -> Result<(), ThinError> {
         let dev = self.writable_device(id).await?;
+        self.data.map().claim_reserved(data_block);
         let value = data_block << TIME_BITS | u64::from(self.sb.time);
         let (root, is_new) = btree::insert(&self.tm, dev.root, block, value, &self.refs()).await?;
         self.changed_tree(id, &dev, root, i64::from(is_new)).await

@@ -297,18 +297,18 @@ impl ThinMetadata {
         Ok(())
     }
 
-    /// A free data block, with its first reference.
+    /// Reserves a free data block. It is counted only when it is mapped
+    /// ([`ThinMetadata::insert`]), so a commit and a crash in between leak nothing.
     pub async fn alloc_data_block(&mut self) -> Result<u64, ThinError> {
-        match self.data.map().allocate(&self.tm).await {
+        match self.data.map().reserve(&self.tm).await {
             Err(persistent_data::Error::NoSpace) => Err(ThinError::NoDataSpace),
             result => Ok(result?),
         }
     }
 
-    /// Gives back a data block that got no mapping.
-    pub async fn free_data_block(&mut self, block: u64) -> Result<(), ThinError> {
-        self.data.map().dec(&self.tm, block).await?;
-        Ok(())
+    /// Gives back a reserved data block that got no mapping.
+    pub fn free_data_block(&mut self, block: u64) {
+        self.data.map().unhold(block);
     }
 
     /// References to a data block.
