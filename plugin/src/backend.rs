@@ -180,6 +180,7 @@ impl Backend for Methods {
                 bdev_name: params.bdev_name,
                 size_mib: params.size_mib,
                 size_sectors: None,
+                create: false,
                 wait: false,
             };
             params::Validate::validate(&activate)?;

@@ -8,7 +8,7 @@ use crate::devices::{DataBdev, MetadataBdev};
 use crate::host::{PoolChannel, SpdkRuntime};
 use bdev::errno::Errno;
 use bdev::target::{IoKind as Kind, Request};
-use bdev::thin::{Pool, PoolConfig, ThinDev};
+use bdev::thin::{Pool, PoolConfig, PoolError, ThinDev};
 use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::params::{ThinActivate, ThinPoolCreate};
@@ -387,13 +387,20 @@ impl Registry {
             ));
         }
         let nr_sectors = params.nr_sectors()?;
+        let refuse = |error: PoolError| {
+            RpcError::new(error.errno(), format!("pool '{}': {error}", params.pool))
+        };
+        if params.create {
+            match open.pool.create_thin(params.id).await {
+                Err(error) if error.errno() != Errno::EEXIST => return Err(refuse(error)),
+                _ => {}
+            }
+        }
         let dev = open
             .pool
             .activate(params.id, nr_sectors)
             .await
-            .map_err(|error| {
-                RpcError::new(error.errno(), format!("pool '{}': {error}", params.pool))
-            })?;
+            .map_err(refuse)?;
         let info = open.data.info();
         let shared = open.pool.shared();
         let boundary = u32::try_from(shared.logical_per_block()).unwrap_or(0);
@@ -412,6 +419,7 @@ impl Registry {
                 channels: open.channels.clone(),
                 params: ThinActivate {
                     bdev_name: Some(name.clone()),
+                    create: false,
                     wait: true,
                     ..params.clone()
                 },

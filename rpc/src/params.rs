@@ -178,6 +178,9 @@ pub struct ThinActivate {
     /// Size, where MiB are too coarse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_sectors: Option<u64>,
+    /// Create the thin device if there is none of this id.
+    #[serde(default)]
+    pub create: bool,
     /// The pool may still be waiting for its bdevs.
     #[serde(default)]
     pub wait: bool,

@@ -179,6 +179,11 @@ pub const METHODS: &[Method] = &[
                 "Size in sectors of 512 bytes, instead of size_mib",
             ),
             optional(
+                "create",
+                Kind::Flag,
+                "Create the thin device if there is none of this id",
+            ),
+            optional(
                 "wait",
                 Kind::Flag,
                 "If the pool is waiting for its bdevs, activate when they are there",

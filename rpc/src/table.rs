@@ -80,6 +80,7 @@ fn thin(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcError> 
         bdev_name: Some(name.to_owned()),
         size_mib: None,
         size_sectors: Some(length),
+        create: false,
         wait: false,
     };
     crate::params::Validate::validate(&thin)?;
