@@ -1,0 +1,9 @@
+//! Simulated disks and cores, on which the code of `bdev` runs unchanged.
+//!
+//! Everything that happens follows from a seed: which ready task runs next, how long an I/O takes, what
+//! a crash leaves of what was not flushed. [`thin`] is the workload for thin pools and its model.
+#![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod executor;
+pub mod thin;
