@@ -2,11 +2,13 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools hugepages build check unit integration test demo run bench clean
+.PHONY: help cargo spdk tools hugepages build check unit sim integration test demo run bench clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
 UNIT ?=
+SEEDS ?= 200
+START ?= 1
 BENCH ?=
 DEMO ?=
 
@@ -42,6 +44,9 @@ INSIDE_SPDK := spdk plugin tgt hostio
 
 unit: cargo ## Unit, property and simulator tests
 	@$(WITH) cargo test --release --workspace $(INSIDE_SPDK:%=--exclude %) --no-fail-fast $(UNIT)
+
+sim: cargo ## Simulated pools with crashes: SEEDS seeds from START on
+	@$(WITH) --build cargo run --release -q -p sim -- --seeds $(SEEDS) --start $(START)
 
 integration: build ## Tests on real SPDK targets
 	@$(PYTHON) -m pytest -q tests $(PYTEST)
