@@ -16,19 +16,24 @@ pub const GARBAGE: u64 = 0xDEAD_DEAD_DEAD_DEAD;
 pub struct Disk<S> {
     executor: Rc<Executor>,
     durable: RefCell<Vec<S>>,
-    /// Written and not flushed.
-    cached: RefCell<BTreeMap<u64, S>>,
+    /// When each sector's durable value was written: a slow flush must not bring back older data.
+    durable_since: RefCell<BTreeMap<u64, u64>>,
+    /// Written and not flushed, and when.
+    cached: RefCell<BTreeMap<u64, (u64, S)>>,
+    writes: Cell<u64>,
     /// 0: never; else one flush in so many is not carried out. Only for showing that this is found.
     lose_flushes: Cell<u64>,
 }
 
-impl<S: Clone + PartialEq> Disk<S> {
+impl<S: Clone> Disk<S> {
     /// A disk.
     pub fn new(executor: &Rc<Executor>, sectors: Vec<S>) -> Rc<Self> {
         Rc::new(Disk {
             executor: executor.clone(),
             durable: RefCell::new(sectors),
+            durable_since: RefCell::default(),
             cached: RefCell::default(),
+            writes: Cell::new(0),
             lose_flushes: Cell::new(0),
         })
     }
@@ -39,12 +44,14 @@ impl<S: Clone + PartialEq> Disk<S> {
     }
 
     fn get(&self, sector: u64) -> Option<S> {
-        let cached = self.cached.borrow().get(&sector).cloned();
+        let cached = self.cached.borrow().get(&sector).map(|(_, v)| v.clone());
         cached.or_else(|| self.durable.borrow().get(sector as usize).cloned())
     }
 
     fn put(&self, sector: u64, value: S) {
-        self.cached.borrow_mut().insert(sector, value);
+        let now = self.writes.get() + 1;
+        self.writes.set(now);
+        self.cached.borrow_mut().insert(sector, (now, value));
     }
 
     /// Number of sectors.
@@ -67,11 +74,16 @@ impl<S: Clone + PartialEq> Disk<S> {
         }
         let mut cached = self.cached.borrow_mut();
         let mut durable = self.durable.borrow_mut();
-        for (sector, value) in written {
-            if cached.get(&sector) == Some(&value) {
+        let mut since = self.durable_since.borrow_mut();
+        for (sector, (at, value)) in written {
+            if cached.get(&sector).is_some_and(|(newest, _)| *newest == at) {
                 cached.remove(&sector);
             }
-            if let Some(slot) = durable.get_mut(sector as usize) {
+            let durable_at = since.entry(sector).or_default();
+            if *durable_at < at
+                && let Some(slot) = durable.get_mut(sector as usize)
+            {
+                *durable_at = at;
                 *slot = value;
             }
         }
@@ -80,7 +92,7 @@ impl<S: Clone + PartialEq> Disk<S> {
     /// Power fails: any of what is cached may have reached the disk.
     pub fn crash(&self) {
         let mut durable = self.durable.borrow_mut();
-        for (sector, value) in self.cached.take() {
+        for (sector, (_, value)) in self.cached.take() {
             if self.executor.below(2) == 0
                 && let Some(slot) = durable.get_mut(sector as usize)
             {

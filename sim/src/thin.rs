@@ -327,9 +327,20 @@ async fn snapshots(world: Rc<World>, pool: Rc<Pool>) {
             .map_or_else(Vec::new, |sectors| {
                 sectors.iter().map(|sector| sector.acknowledged).collect()
             });
-        if let Err(error) = pool.create_snap(id, origin).await {
-            world.fail(format!("snapshot: {error}"));
-            return;
+        match pool.create_snap(id, origin).await {
+            Ok(()) => {}
+            // A crash came while it was being made or deleted, so either was right.
+            Err(error) if error.errno() == Errno::EEXIST => {
+                world.count("snapshots of unknown fate");
+                if let Err(error) = pool.delete(id).await {
+                    world.fail(format!("delete: {error}"));
+                }
+                continue;
+            }
+            Err(error) => {
+                world.fail(format!("snapshot: {error}"));
+                return;
+            }
         }
         world.count("snapshots");
         let frozen = world

@@ -81,25 +81,17 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
+        metadata.check_snap(id, origin).await?;
         let active = self.active.borrow().get(&origin).cloned();
-        let time_before = match &active {
-            Some(dev) => {
-                // From here on writes find every mapping shared, so they come here and wait for the
-                // metadata.
-                let before = dev
-                    .snapshotted_time
-                    .swap(metadata.time().saturating_add(1), Ordering::SeqCst);
-                self.channels.barrier().await;
-                before
-            }
-            None => 0,
-        };
-        let result = metadata.create_snap(id, origin).await;
-        if result.is_err()
-            && let Some(dev) = &active
-        {
-            dev.snapshotted_time.store(time_before, Ordering::SeqCst);
+        if let Some(dev) = active {
+            // From here on writes find every mapping shared, so they come here and wait for the
+            // metadata. This is never taken back: a task may be copying a block because of it, and a
+            // write let through to the old block meanwhile would be lost.
+            dev.snapshotted_time
+                .store(metadata.time().saturating_add(1), Ordering::SeqCst);
+            self.channels.barrier().await;
         }
+        let result = metadata.create_snap(id, origin).await;
         self.settle(&mut metadata, result).await
     }
 

@@ -3,6 +3,7 @@
 use super::refs::{Details, MovedRoot, TIME_BITS, TreeRefs};
 use super::{Device, Removed, ThinError, ThinMetadata};
 use persistent_data::btree;
+use std::cell::RefCell;
 
 const MAX_ID: u32 = (1 << 24) - 1;
 
@@ -106,6 +107,7 @@ impl ThinMetadata {
     /// Creates an empty device. Errors: EEXIST, EINVAL for an id above 2^24 - 1.
     pub async fn create_thin(&mut self, id: u32) -> Result<(), ThinError> {
         self.check_new_id(id).await?;
+        self.enter()?;
         let root = btree::empty::<u64>(&self.tm).await?;
         let details = Details {
             mapped_blocks: 0,
@@ -113,18 +115,28 @@ impl ThinMetadata {
             creation_time: self.sb.time,
             snapshotted_time: self.sb.time,
         };
-        self.add_device(id, root, details).await
+        self.add_device(id, root, details).await?;
+        self.usable = true;
+        Ok(())
+    }
+
+    /// Whether `id` could be made a snapshot of `origin`: the refusals of
+    /// [`ThinMetadata::create_snap`], with nothing changed.
+    pub async fn check_snap(&mut self, id: u32, origin: u32) -> Result<(), ThinError> {
+        self.check_new_id(id).await?;
+        if (self.sb.time + 1) >> TIME_BITS != 0 {
+            return Err(ThinError::TooManySnapshots);
+        }
+        self.device(origin).await?;
+        Ok(())
     }
 
     /// Makes `id` a snapshot of `origin`. Errors: EEXIST, ENODATA without an origin. Writes to the
     /// origin must have been quiesced.
     pub async fn create_snap(&mut self, id: u32, origin: u32) -> Result<(), ThinError> {
-        self.check_new_id(id).await?;
+        self.check_snap(id, origin).await?;
         let time = self.sb.time + 1;
-        if time >> TIME_BITS != 0 {
-            return Err(ThinError::TooManySnapshots);
-        }
-        self.device(origin).await?;
+        self.enter()?;
         let dev = self.writable_device(origin).await?;
         self.tm.inc(dev.root)?;
         self.sb.time = time;
@@ -139,23 +151,27 @@ impl ThinMetadata {
             dev.details.snapshotted_time = time;
             dev.details_changed = true;
         }
+        self.usable = true;
         Ok(())
     }
 
     /// Deletes a device; the data blocks it shared with nobody become free. Error: ENODATA.
     pub async fn delete(&mut self, id: u32) -> Result<(), ThinError> {
         self.device(id).await?;
+        self.enter()?;
         let key = u64::from(id);
         let (details_root, _) =
             btree::remove::<Details, _>(&self.tm, self.sb.details_root, key, &btree::Plain).await?;
-        let refs = TreeRefs(self.refs());
+        let refs = TreeRefs(self.refs(None));
         let (mapping_root, _) =
             btree::remove::<u64, _>(&self.tm, self.sb.mapping_root, key, &refs).await?;
         self.sb.details_root = details_root;
         self.sb.mapping_root = mapping_root;
         self.sb_changed = true;
         self.devices.remove(&id);
-        Ok(self.data.relieve(&self.tm).await?)
+        self.data.relieve(&self.tm).await?;
+        self.usable = true;
+        Ok(())
     }
 
     /// What is known of a device. Error: ENODATA.
@@ -227,11 +243,16 @@ impl ThinMetadata {
     /// Maps a block to a data block that was reserved for it. What was mapped there loses a
     /// reference.
     pub async fn insert(&mut self, id: u32, block: u64, data_block: u64) -> Result<(), ThinError> {
+        self.device(id).await?;
+        self.enter()?;
         let dev = self.writable_device(id).await?;
         self.data.map().claim_reserved(data_block);
         let value = data_block << TIME_BITS | u64::from(self.sb.time);
-        let (root, is_new) = btree::insert(&self.tm, dev.root, block, value, &self.refs()).await?;
-        self.changed_tree(id, &dev, root, i64::from(is_new)).await
+        let (root, is_new) =
+            btree::insert(&self.tm, dev.root, block, value, &self.refs(None)).await?;
+        self.changed_tree(id, &dev, root, i64::from(is_new)).await?;
+        self.usable = true;
+        Ok(())
     }
 
     /// Unmaps `begin..end`.
@@ -245,15 +266,17 @@ impl ThinMetadata {
         if next.is_none_or(|next| next >= end) {
             return Ok(Removed::default());
         }
+        self.enter()?;
         let dev = self.writable_device(id).await?;
-        self.freed.borrow_mut().clear();
+        let freed = RefCell::default();
+        let refs = self.refs(Some(&freed));
         let (root, count) =
-            btree::remove_range::<u64, _>(&self.tm, dev.root, begin, end, &self.refs(), |_, _| {})
-                .await?;
+            btree::remove_range::<u64, _>(&self.tm, dev.root, begin, end, &refs, |_, _| {}).await?;
         self.changed_tree(id, &dev, root, -(count as i64)).await?;
+        self.usable = true;
         Ok(Removed {
             count,
-            freed: self.freed.take(),
+            freed: freed.into_inner(),
         })
     }
 }
