@@ -27,7 +27,12 @@ fn main() {
         .lines()
         .filter(|line| line.contains("(NEEDED)"))
         .filter_map(|line| line.split_once('[')?.1.strip_suffix(']'))
-        .filter(|name| name.starts_with("libspdk") || name.starts_with("librte"));
+        .filter(|name| {
+            // OpenSSL: from v26.05 on SPDK's libraries leave it to the program to name it.
+            ["libspdk", "librte", "libcrypto", "libssl"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+        });
     println!("cargo:rustc-link-arg-bins=-Wl,--no-as-needed");
     for folder in ["build/lib", "dpdk/build/lib"] {
         println!("cargo:rustc-link-arg-bins=-L{}", dir.join(folder).display());

@@ -13,13 +13,14 @@
 use bdev::thin::metadata::{OpenOptions, ThinError, ThinMetadata};
 use futures::executor::block_on;
 use persistent_data::block::get_u32;
-use persistent_data::device::BLOCK_BYTES;
 use persistent_data::memory::MemoryDevice;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
+
+mod thin_metadata_tools;
+use thin_metadata_tools::{Temp, both, run, thin_check};
 
 const NR_DATA: u64 = 5000;
 
@@ -36,65 +37,6 @@ async fn open(device: &Rc<MemoryDevice>) -> ThinMetadata {
     let mut metadata = ThinMetadata::open(device.clone(), options()).await.unwrap();
     metadata.resize_data(NR_DATA).await.unwrap();
     metadata
-}
-
-/// A file that is removed when dropped.
-struct Temp(PathBuf);
-
-impl Temp {
-    fn new(name: &str) -> Self {
-        let id = std::process::id();
-        Temp(std::env::temp_dir().join(format!("spdk-dm-{id}-{name}")))
-    }
-
-    fn with_blocks(name: &str, device: &MemoryDevice) -> Self {
-        let file = Temp::new(name);
-        std::fs::write(&file.0, device.blocks().concat()).unwrap();
-        file
-    }
-
-    fn to_device(&self) -> Rc<MemoryDevice> {
-        let bytes = std::fs::read(&self.0).unwrap();
-        let blocks = bytes
-            .chunks_exact(BLOCK_BYTES)
-            .map(|chunk| chunk.try_into().unwrap())
-            .collect();
-        Rc::new(MemoryDevice::from_blocks(blocks))
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Both generations of a tool: Debian 12's 0.9 and the strict 1.1.
-fn both(tool: &str) -> [Command; 2] {
-    let strict = std::env::var("SPDK_DM_STRICT_TOOLS")
-        .expect("SPDK_DM_STRICT_TOOLS is not set: run the tests by `make test`");
-    let mut new = Command::new(Path::new(&strict).join("pdata_tools"));
-    new.arg(tool);
-    [Command::new(tool), new]
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}; run spdk-config/setup-tools"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{command:?}: {text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    text
-}
-
-fn thin_check(file: &Temp) {
-    for mut command in both("thin_check") {
-        run(command.arg(&file.0));
-    }
 }
 
 /// A freshly formatted device is, to the byte, what the kernel writes: the checksums of thin.md 4.

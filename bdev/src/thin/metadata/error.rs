@@ -31,6 +31,11 @@ pub enum ThinError {
         /// What it is.
         found: u64,
     },
+    /// Block 0 is not even a superblock in its place.
+    #[error(
+        "metadata block 0 is not a thin pool superblock; zero its first 4096 bytes to have it formatted"
+    )]
+    Foreign,
     /// The superblock is another's.
     #[error(
         "metadata block 0 is not a thin pool superblock; zero its first 4096 bytes to have it formatted"
@@ -75,9 +80,14 @@ pub enum ThinError {
     /// No metadata snapshot exists.
     #[error("there is no metadata snapshot")]
     NoSnapHeld,
-    /// A failed transaction could not be rolled back.
-    #[error("the metadata could not be read again after a failure; reload the pool")]
+    /// An operation failed or was given up halfway, and the transaction was not rolled back since.
+    #[error(
+        "a metadata operation has failed halfway; go back to the last commit or reload the pool"
+    )]
     Unusable,
+    /// The metadata was opened for reading only.
+    #[error("the pool's metadata was opened read-only; reload the pool without read_only")]
+    ReadOnly,
 }
 
 impl ThinError {
@@ -89,8 +99,8 @@ impl ThinError {
             ThinError::Exists(_) => Errno::EEXIST,
             ThinError::NoDevice(_) => Errno::ENODATA,
             ThinError::NotAPool | ThinError::BadSuperblock(_) => Errno(84),
-            ThinError::WrongLocation(_) => Errno(15),
-            ThinError::Unformatted => Errno::EPERM,
+            ThinError::Foreign | ThinError::WrongLocation(_) => Errno(15),
+            ThinError::Unformatted | ThinError::ReadOnly => Errno::EPERM,
             ThinError::SnapHeld => Errno::EBUSY,
             ThinError::BadId(_)
             | ThinError::TransactionId { .. }

@@ -20,10 +20,10 @@ use persistent_data::btree;
 use persistent_data::device::{BLOCK_BYTES, BlockDevice};
 use persistent_data::tm::{DiskSpaceMap, TransactionManager, write_superblock};
 use refs::DataRefs;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use superblock::SUPERBLOCK;
+use superblock::{SUPERBLOCK, VERSION};
 
 /// How to open a pool's metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,9 +66,12 @@ pub struct ThinMetadata {
     data: DiskSpaceMap,
     /// As of the last commit, with what has changed since but for the maps' roots.
     sb: Superblock,
+    /// As of the last commit.
+    committed: Superblock,
     devices: BTreeMap<u32, Device>,
-    freed: RefCell<Vec<u64>>,
     sb_changed: bool,
+    /// False while something is being changed, and so after a change that failed or was dropped
+    /// halfway: such a transaction is never committed.
     usable: bool,
 }
 
@@ -99,6 +102,12 @@ impl ThinMetadata {
                 wanted: options.data_block_size_sectors,
             });
         }
+        if sb.incompat_flags != 0 {
+            return Err(ThinError::Features {
+                flags: sb.incompat_flags,
+                what: "incompatible",
+            });
+        }
         if sb.compat_ro_flags != 0 && !options.read_only {
             return Err(ThinError::Features {
                 flags: sb.compat_ro_flags,
@@ -114,8 +123,8 @@ impl ThinMetadata {
             tm,
             data,
             sb,
+            committed: sb,
             devices: BTreeMap::new(),
-            freed: RefCell::default(),
             sb_changed: false,
             usable: true,
         })
@@ -130,6 +139,7 @@ impl ThinMetadata {
             details_root: btree::empty::<Details>(&tm).await?,
             data_block_size_sectors: options.data_block_size_sectors,
             metadata_nr_blocks: tm.map().nr_blocks(),
+            version: VERSION,
             ..Superblock::default()
         };
         let mut metadata = ThinMetadata {
@@ -138,8 +148,8 @@ impl ThinMetadata {
             tm,
             data,
             sb,
+            committed: sb,
             devices: BTreeMap::new(),
-            freed: RefCell::default(),
             sb_changed: true,
             usable: true,
         };
@@ -147,10 +157,23 @@ impl ThinMetadata {
         Ok(metadata)
     }
 
-    fn refs(&self) -> DataRefs<'_> {
+    fn refs<'a>(&'a self, freed: Option<&'a RefCell<Vec<u64>>>) -> DataRefs<'a> {
         DataRefs {
             map: &self.data,
-            freed: &self.freed,
+            freed,
+            released: Cell::new(0),
+        }
+    }
+
+    /// Begins a change. Who gets to its end sets `usable` again.
+    fn enter(&mut self) -> Result<(), ThinError> {
+        match self.usable {
+            true if self.options.read_only => Err(ThinError::ReadOnly),
+            true => {
+                self.usable = false;
+                Ok(())
+            }
+            false => Err(ThinError::Unusable),
         }
     }
 
@@ -163,6 +186,7 @@ impl ThinMetadata {
         if !self.changed() {
             return Ok(());
         }
+        self.enter()?;
         for (id, dev) in self.devices.iter_mut().filter(|(_, d)| d.details_changed) {
             let (root, _) = btree::insert(
                 &self.tm,
@@ -183,8 +207,9 @@ impl ThinMetadata {
         for dev in self.devices.values_mut() {
             dev.path_shadowed = false;
         }
-        self.freed.borrow_mut().clear();
+        self.committed = self.sb;
         self.sb_changed = false;
+        self.usable = true;
         Ok(())
     }
 
@@ -206,11 +231,15 @@ impl ThinMetadata {
         Ok(())
     }
 
-    /// Records that a check is needed, durably, beside the state of the last commit. To be called
-    /// after [`ThinMetadata::abort`].
+    /// Records that a check is needed, durably, beside the state of the last commit: nothing
+    /// uncommitted gets to the disk with it. Error: EPERM where the metadata is open read-only.
     pub async fn set_needs_check(&mut self) -> Result<(), ThinError> {
+        if self.options.read_only {
+            return Err(ThinError::ReadOnly);
+        }
         self.sb.needs_check = true;
-        let mut bytes = self.sb.to_bytes();
+        self.committed.needs_check = true;
+        let mut bytes = self.committed.to_bytes();
         Ok(write_superblock(self.device.as_ref(), &SUPERBLOCK, &mut bytes).await?)
     }
 
@@ -237,8 +266,10 @@ impl ThinMetadata {
                 found: self.sb.transaction_id,
             });
         }
+        self.enter()?;
         self.sb.transaction_id = new;
         self.sb_changed = true;
+        self.usable = true;
         Ok(())
     }
 
@@ -283,8 +314,10 @@ impl ThinMetadata {
             });
         }
         if nr_blocks > found {
+            self.enter()?;
             self.data.extend(&self.tm, nr_blocks).await?;
             self.sb_changed = true;
+            self.usable = true;
         }
         Ok(())
     }
@@ -292,8 +325,10 @@ impl ThinMetadata {
     /// Enlarges the metadata device's map to the device, if that has grown.
     pub async fn resize_metadata(&mut self) -> Result<(), ThinError> {
         let before = self.nr_metadata_blocks();
+        self.enter()?;
         self.tm.extend().await?;
         self.sb_changed |= self.nr_metadata_blocks() != before;
+        self.usable = true;
         Ok(())
     }
 

@@ -4,17 +4,22 @@ use persistent_data::Result;
 use persistent_data::block::{get_u32, get_u64, put_u32, put_u64};
 use persistent_data::btree::{self, Value, ValueOps};
 use persistent_data::tm::{DiskSpaceMap, TransactionManager};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Bits of the time in a mapping.
 pub const TIME_BITS: u32 = 24;
 
-/// Mappings refer to data blocks. Blocks that lose their last reference are listed.
+/// References released between looks at whether the map should be relieved.
+const RELIEF_PERIOD: u32 = 4096;
+
+/// Mappings refer to data blocks.
 pub struct DataRefs<'a> {
     /// Counts of the data device.
     pub map: &'a DiskSpaceMap,
-    /// Data blocks that became free.
-    pub freed: &'a RefCell<Vec<u64>>,
+    /// Where data blocks that lose their last reference are listed, if anybody wants to know.
+    pub freed: Option<&'a RefCell<Vec<u64>>>,
+    /// References released so far.
+    pub released: Cell<u32>,
 }
 
 impl ValueOps<u64> for DataRefs<'_> {
@@ -24,8 +29,17 @@ impl ValueOps<u64> for DataRefs<'_> {
 
     async fn dec(&self, tm: &TransactionManager, value: u64) -> Result<()> {
         let block = value >> TIME_BITS;
-        if self.map.map().dec(tm, block).await? {
-            self.freed.borrow_mut().push(block);
+        if self.map.map().dec(tm, block).await?
+            && let Some(freed) = self.freed
+        {
+            freed.borrow_mut().push(block);
+        }
+        // Deleting a large device would else collect a difference per data block in core. The maps'
+        // blocks are none of the tree's, so this may come in the middle of a change of the tree.
+        self.released.set(self.released.get() + 1);
+        if self.released.get() >= RELIEF_PERIOD {
+            self.released.set(0);
+            Box::pin(self.map.relieve(tm)).await?;
         }
         Ok(())
     }

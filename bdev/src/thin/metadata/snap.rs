@@ -18,6 +18,7 @@ impl ThinMetadata {
         if self.sb.held_root != 0 {
             return Err(ThinError::SnapHeld);
         }
+        self.enter()?;
         let copy = self.tm.new_block(&SUPERBLOCK).await?;
         let held = Superblock {
             data_map: SpaceMapRoot::default(),
@@ -34,6 +35,7 @@ impl ThinMetadata {
         for dev in self.devices.values_mut() {
             dev.path_shadowed = false;
         }
+        self.usable = true;
         Ok(())
     }
 
@@ -47,11 +49,15 @@ impl ThinMetadata {
         };
         // A copy that was made in this transaction is not sealed yet: it is committed first.
         let held = held.ok_or(ThinError::BadSuperblock("the metadata snapshot is broken"))?;
+        self.enter()?;
         self.sb.held_root = 0;
         self.sb_changed = true;
-        btree::delete::<u64, _>(&self.tm, held.mapping_root, &TreeRefs(self.refs())).await?;
+        let refs = TreeRefs(self.refs(None));
+        btree::delete::<u64, _>(&self.tm, held.mapping_root, &refs).await?;
         btree::delete::<Details, _>(&self.tm, held.details_root, &btree::Plain).await?;
         self.tm.dec(block).await?;
+        self.data.relieve(&self.tm).await?;
+        self.usable = true;
         Ok(())
     }
 }

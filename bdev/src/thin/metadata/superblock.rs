@@ -6,7 +6,8 @@ use persistent_data::device::{BLOCK_BYTES, BlockBytes};
 use persistent_data::space_map::SpaceMapRoot;
 
 const MAGIC: u64 = 27_022_010;
-const VERSION: u32 = 2;
+/// What new metadata gets.
+pub const VERSION: u32 = 2;
 const NEEDS_CHECK: u32 = 1;
 
 /// A pool's superblock.
@@ -40,8 +41,16 @@ pub struct Superblock {
     pub data_block_size_sectors: u32,
     /// Size of the metadata device when it was formatted.
     pub metadata_nr_blocks: u64,
+    /// Never used; kept as it is.
+    pub uuid: [u8; 16],
+    /// Checked by nobody; kept as it is.
+    pub version: u32,
+    /// Features that need not be known; kept as they are.
+    pub compat_flags: u32,
     /// Features an implementation that does not know them may read, not write.
     pub compat_ro_flags: u32,
+    /// Features an implementation must know.
+    pub incompat_flags: u32,
 }
 
 impl Superblock {
@@ -54,7 +63,7 @@ impl Superblock {
         if get_u64(bytes, 8) != block {
             return Err(match get_u64(bytes, 32) == MAGIC {
                 true => ThinError::WrongLocation(get_u64(bytes, 8)),
-                false => ThinError::NotAPool,
+                false => ThinError::Foreign,
             });
         }
         if get_u64(bytes, 32) != MAGIC {
@@ -62,13 +71,6 @@ impl Superblock {
         }
         if SUPERBLOCK.verify(bytes, block).is_err() {
             return Err(ThinError::BadSuperblock("bad checksum"));
-        }
-        let incompat = get_u32(bytes, 360);
-        if incompat != 0 {
-            return Err(ThinError::Features {
-                flags: incompat,
-                what: "incompatible",
-            });
         }
         Ok(Some(Superblock {
             needs_check: get_u32(bytes, 4) & NEEDS_CHECK != 0,
@@ -81,7 +83,14 @@ impl Superblock {
             details_root: get_u64(bytes, 328),
             data_block_size_sectors: get_u32(bytes, 336),
             metadata_nr_blocks: get_u64(bytes, 344),
+            uuid: bytes
+                .get(16..32)
+                .and_then(|uuid| uuid.try_into().ok())
+                .unwrap_or_default(),
+            version: get_u32(bytes, 40),
+            compat_flags: get_u32(bytes, 352),
             compat_ro_flags: get_u32(bytes, 356),
+            incompat_flags: get_u32(bytes, 360),
         }))
     }
 
@@ -90,7 +99,8 @@ impl Superblock {
         let mut bytes = [0; BLOCK_BYTES];
         put_u32(&mut bytes, 4, u32::from(self.needs_check) * NEEDS_CHECK);
         put_u64(&mut bytes, 32, MAGIC);
-        put_u32(&mut bytes, 40, VERSION);
+        bytes[16..32].copy_from_slice(&self.uuid);
+        put_u32(&mut bytes, 40, self.version);
         put_u32(&mut bytes, 44, self.time);
         put_u64(&mut bytes, 48, self.transaction_id);
         put_u64(&mut bytes, 56, self.held_root);
@@ -101,7 +111,9 @@ impl Superblock {
         put_u32(&mut bytes, 336, self.data_block_size_sectors);
         put_u32(&mut bytes, 340, (BLOCK_BYTES / 512) as u32);
         put_u64(&mut bytes, 344, self.metadata_nr_blocks);
+        put_u32(&mut bytes, 352, self.compat_flags);
         put_u32(&mut bytes, 356, self.compat_ro_flags);
+        put_u32(&mut bytes, 360, self.incompat_flags);
         bytes
     }
 }
