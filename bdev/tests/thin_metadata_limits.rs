@@ -239,6 +239,10 @@ fn with_superblock(device: &MemoryDevice, at: usize, value: u32) -> Rc<MemoryDev
 fn the_snapshot_counter_is_bounded() {
     block_on(async {
         let (device, _) = sample(1024).await;
+        for time in [1 << 24, u32::MAX] {
+            let result = ThinMetadata::open(with_superblock(&device, 44, time), options()).await;
+            assert_eq!(result.map(|_| ()).unwrap_err().errno().0, 84);
+        }
         let mut metadata = open(&with_superblock(&device, 44, (1 << 24) - 2)).await;
         metadata.create_snap(3, 1).await.unwrap();
         metadata.commit().await.unwrap();

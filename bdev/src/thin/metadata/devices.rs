@@ -124,7 +124,7 @@ impl ThinMetadata {
     /// [`ThinMetadata::create_snap`], with nothing changed.
     pub async fn check_snap(&mut self, id: u32, origin: u32) -> Result<(), ThinError> {
         self.check_new_id(id).await?;
-        if (self.sb.time + 1) >> TIME_BITS != 0 {
+        if self.sb.time.saturating_add(1) >> TIME_BITS != 0 {
             return Err(ThinError::TooManySnapshots);
         }
         self.device(origin).await?;

@@ -19,7 +19,7 @@ pub use superblock::Superblock;
 use persistent_data::btree;
 use persistent_data::device::{BLOCK_BYTES, BlockDevice};
 use persistent_data::tm::{DiskSpaceMap, TransactionManager, write_superblock};
-use refs::DataRefs;
+use refs::{DataRefs, TIME_BITS};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -101,6 +101,10 @@ impl ThinMetadata {
                 found: sb.data_block_size_sectors,
                 wanted: options.data_block_size_sectors,
             });
+        }
+        // A larger time would spill into the data blocks of new mappings; no kernel looks at it.
+        if sb.time >> TIME_BITS != 0 {
+            return Err(ThinError::BadSuperblock("its time has more than 24 bits"));
         }
         if sb.incompat_flags != 0 {
             return Err(ThinError::Features {
