@@ -33,6 +33,13 @@ def program(name: str) -> str:
     return str(path)
 
 
+def sweep_traces() -> None:
+    """Removes the trace files (130 MB of memory each) that killed SPDK programs have left."""
+    for path in Path('/dev/shm').glob('spdk_*_trace.pid*'):
+        if not Path('/proc', path.name.rpartition('pid')[2]).exists():
+            path.unlink(missing_ok=True)
+
+
 def options_for_memory(megabytes: int) -> List[str]:
     no_huge = os.environ.get('SPDK_DM_NO_HUGE', '')
     return ['-s', str(megabytes)] + ([no_huge] if no_huge else [])
@@ -89,6 +96,7 @@ class SpdkProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        sweep_traces()
 
 
 class HostIO:
