@@ -318,6 +318,14 @@ impl Registry {
                 &format!("is too small: {bytes} bytes, at least {needed} are needed"),
             ));
         }
+        if info.stacked_on_nvme {
+            log::warn!(
+                "pool '{}': bdev '{bdev}' lies on an NVMe bdev, which may not pass flushes on to the \
+                 drive; if its write cache is volatile, use the NVMe bdev itself, or SPDK's \
+                 bdev_nvme_set_options --enable-flush where it has that",
+                params.name
+            );
+        }
         desc.claim().map_err(|errno| {
             refuse(
                 errno,

@@ -79,7 +79,9 @@ sdm_desc_claim(void *desc)
 	struct sdm_desc *d = desc;
 	int rc = spdk_bdev_module_claim_bdev(d->bdev, d->desc, &g_sdm_module);
 
-	d->claimed = rc == 0;
+	if (rc == 0) {
+		d->claimed = true;
+	}
 	return rc;
 }
 
@@ -92,6 +94,30 @@ sdm_desc_release(void *desc)
 		spdk_bdev_module_release_bdev(d->bdev);
 		d->claimed = false;
 	}
+}
+
+/* SPDK's NVMe bdev answers a flush without sending it to the drive: always in v20.07, and in v26.05
+ * unless bdev_nvme_set_options has enable_flush. On a drive with a volatile cache that loses what was
+ * flushed, so there the command itself is sent. Only there: stacking modules such as passthru and delay
+ * report what their base supports, NVMe commands too, and then fail them. */
+static bool
+is_nvme(struct spdk_bdev *bdev)
+{
+	return strcmp(bdev->module->name, "nvme") == 0;
+}
+
+int
+sdm_submit_flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
+		 spdk_bdev_io_completion_cb cb, void *arg)
+{
+	struct spdk_bdev *bdev = spdk_bdev_desc_get_bdev(desc);
+	struct spdk_nvme_cmd cmd = {};
+
+	if (is_nvme(bdev) && spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_NVME_IO)) {
+		cmd.opc = SPDK_NVME_OPC_FLUSH;
+		return spdk_bdev_nvme_io_passthru(desc, channel, &cmd, NULL, 0, cb, arg);
+	}
+	return spdk_bdev_flush_blocks(desc, channel, 0, spdk_bdev_get_num_blocks(bdev), cb, arg);
 }
 
 void
@@ -122,6 +148,8 @@ sdm_desc_info(void *desc, struct sdm_bdev_info *info)
 			info->io_kinds |= 1u << kinds[i].kind;
 		}
 	}
+	info->stacked_on_nvme = !is_nvme(d->bdev) &&
+				spdk_bdev_io_type_supported(d->bdev, SPDK_BDEV_IO_TYPE_NVME_IO);
 }
 
 void *
@@ -136,23 +164,6 @@ struct spdk_bdev_desc *
 sdm_desc_raw(void *desc)
 {
 	return ((struct sdm_desc *)desc)->desc;
-}
-
-/* SPDK's NVMe bdev answers a flush without sending it to the drive: always in v20.07, and in v26.05
- * unless bdev_nvme_set_options has enable_flush. On a drive with a volatile cache that loses what was
- * flushed, so where NVMe commands can be passed through, the command itself is sent. */
-int
-sdm_submit_flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
-		 spdk_bdev_io_completion_cb cb, void *arg)
-{
-	struct spdk_bdev *bdev = spdk_bdev_desc_get_bdev(desc);
-	struct spdk_nvme_cmd cmd = {};
-
-	if (spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_NVME_IO)) {
-		cmd.opc = SPDK_NVME_OPC_FLUSH;
-		return spdk_bdev_nvme_io_passthru(desc, channel, &cmd, NULL, 0, cb, arg);
-	}
-	return spdk_bdev_flush_blocks(desc, channel, 0, spdk_bdev_get_num_blocks(bdev), cb, arg);
 }
 
 struct base_io {

@@ -34,6 +34,7 @@ struct sdm_bdev_info {
 	uint32_t metadata_interleaved;
 	uint32_t dif_type;
 	uint32_t io_kinds; /* bit per sdm_io_kind */
+	uint32_t stacked_on_nvme; /* not an NVMe bdev, yet above one: flushes may end there */
 };
 
 /* threads, messages, pollers */

@@ -75,6 +75,8 @@ pub struct Info {
     /// Protection information type, 0 = none.
     pub dif_type: u32,
     io_kinds: u32,
+    /// Another module's bdev above an NVMe bdev, where flushes may end without reaching the drive.
+    pub stacked_on_nvme: bool,
 }
 
 impl Info {
@@ -166,6 +168,7 @@ impl Descriptor {
             metadata_interleaved: info.metadata_interleaved != 0,
             dif_type: info.dif_type,
             io_kinds: info.io_kinds,
+            stacked_on_nvme: info.stacked_on_nvme != 0,
         }
     }
 

@@ -14,6 +14,7 @@ pub struct BdevInfo {
     pub metadata_interleaved: u32,
     pub dif_type: u32,
     pub io_kinds: u32,
+    pub stacked_on_nvme: u32,
 }
 
 #[repr(C)]
