@@ -54,6 +54,10 @@ fn parse<P: DeserializeOwned + Validate>(method: &str, params: &str) -> Result<P
         code: INVALID_PARAMS,
         message: format!("{method}: {}: {}", error.path(), error.inner()),
     })?;
+    json.end().map_err(|error| JsonRpcError {
+        code: INVALID_PARAMS,
+        message: format!("{method}: after the parameters: {error}"),
+    })?;
     parsed.validate().map_err(refuse)?;
     Ok(parsed)
 }

@@ -52,6 +52,9 @@ pub const POOL_FEATURES: [&str; 5] = [
     "error_if_no_space",
 ];
 
+/// A pool has at most so many features (thin.md 11.1).
+pub const MAX_POOL_FEATURES: usize = 4;
+
 impl ThinPoolCreate {
     /// With the defaults.
     pub fn new(name: &str, metadata_bdev: &str, data_bdev: &str) -> Self {
@@ -88,6 +91,13 @@ impl ThinPoolCreate {
             return Err(RpcError::invalid(format!(
                 "pool '{}': Invalid block size: {size} is not a multiple of 128 sectors between 128 and 2097152",
                 self.name
+            )));
+        }
+        if self.features.len() > MAX_POOL_FEATURES {
+            return Err(RpcError::invalid(format!(
+                "pool '{}': Invalid number of pool feature arguments: {} given, at most {MAX_POOL_FEATURES} are allowed",
+                self.name,
+                self.features.len()
             )));
         }
         for feature in &self.features {
@@ -287,16 +297,28 @@ impl Validate for ThinPoolCreate {
 
 impl Validate for ThinCreate {
     fn validate(&self) -> Result<(), RpcError> {
-        if let Some(name) = &self.bdev_name {
-            check_name("bdev", name)?;
-            if self.size_mib.is_none() {
-                return Err(RpcError::invalid(format!(
-                    "to activate thin device {} at once as '{name}', give size_mib too",
-                    self.id
-                )));
-            }
+        if let Some(name) = &self.bdev_name
+            && self.size_mib.is_none()
+        {
+            return Err(RpcError::invalid(format!(
+                "to activate thin device {} at once as '{name}', give size_mib too",
+                self.id
+            )));
         }
-        check_id(self.id)
+        match self.size_mib {
+            // What activation would refuse must be refused before the device is created.
+            Some(_) => ThinActivate {
+                pool: self.pool.clone(),
+                id: self.id,
+                bdev_name: self.bdev_name.clone(),
+                size_mib: self.size_mib,
+                size_sectors: None,
+                create: false,
+                wait: false,
+            }
+            .validate(),
+            None => check_id(self.id),
+        }
     }
 }
 

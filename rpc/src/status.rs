@@ -88,21 +88,32 @@ pub fn pool_json(name: &str, status: &PoolStatus) -> Value {
     })
 }
 
+// Both numbers come from the disk, where a damaged device may record any: they saturate.
+fn mapped_sectors(status: &ThinStatus) -> u64 {
+    status
+        .mapped_blocks
+        .saturating_mul(status.block_sectors.into())
+}
+
+fn highest_mapped_sector(status: &ThinStatus) -> Option<u64> {
+    let block = status.highest_mapped_block?;
+    let end = block
+        .saturating_add(1)
+        .saturating_mul(status.block_sectors.into());
+    Some(end.saturating_sub(1))
+}
+
 /// A thin device's status line.
 pub fn thin_line(status: &ThinStatus) -> String {
-    let sectors = u64::from(status.block_sectors);
-    let highest = match status.highest_mapped_block {
-        Some(block) => ((block + 1) * sectors - 1).to_string(),
-        None => "-".to_owned(),
-    };
-    format!("{} {highest}", status.mapped_blocks * sectors)
+    let highest =
+        highest_mapped_sector(status).map_or_else(|| "-".to_owned(), |sector| sector.to_string());
+    format!("{} {highest}", mapped_sectors(status))
 }
 
 /// A thin device's status, field by field.
 pub fn thin_json(status: &ThinStatus) -> Value {
-    let sectors = u64::from(status.block_sectors);
     json!({
-        "mapped_sectors": status.mapped_blocks * sectors,
-        "highest_mapped_sector": status.highest_mapped_block.map(|b| (b + 1) * sectors - 1),
+        "mapped_sectors": mapped_sectors(status),
+        "highest_mapped_sector": highest_mapped_sector(status),
     })
 }

@@ -55,9 +55,7 @@ fn thin_pool(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcEr
     pool.data_block_size_sectors = number("block size", block_size)?;
     pool.low_water_mark_blocks = number("low water mark", low_water)?;
     if let [count, features @ ..] = rest {
-        if number::<usize>("number of pool features", count)? != features.len()
-            || features.len() > 4
-        {
+        if number::<usize>("number of pool features", count)? != features.len() {
             return Err(RpcError::invalid(format!(
                 "thin-pool '{name}': Invalid number of pool feature arguments"
             )));
