@@ -56,6 +56,12 @@ fn from_tree(dir: &Path, includes: &mut Vec<PathBuf>) {
     let mut names: Vec<&str> = LIBRARIES.to_vec();
     if env::var_os("CARGO_FEATURE_APP").is_some() {
         names.push("spdk_event");
+        // Its libraries use OpenSSL from some version on, and leave it to the program to name it.
+        if lib.join("libspdk_keyring.so").exists() {
+            for name in ["ssl", "crypto"] {
+                println!("cargo:rustc-link-lib=dylib={name}");
+            }
+        }
     }
     for name in names {
         if lib.join(format!("lib{name}.so")).exists() {
