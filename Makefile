@@ -9,6 +9,7 @@ PYTEST ?=
 UNIT ?=
 SEEDS ?= 200
 START ?= 1
+TRACE ?=
 BENCH ?=
 DEMO ?=
 
@@ -45,8 +46,8 @@ INSIDE_SPDK := spdk plugin tgt hostio
 unit: cargo ## Unit, property and simulator tests
 	@$(WITH) cargo test --release --workspace $(INSIDE_SPDK:%=--exclude %) --no-fail-fast $(UNIT)
 
-sim: cargo ## Simulated pools with crashes: SEEDS seeds from START on
-	@$(WITH) --build cargo run --release -q -p sim -- --seeds $(SEEDS) --start $(START)
+sim: cargo ## Simulated pools with faults and crashes: SEEDS seeds from START on, TRACE=1 tells all
+	@$(WITH) --build cargo run --release -q -p sim -- --seeds $(SEEDS) --start $(START) $(if $(TRACE),--trace)
 
 integration: build ## Tests on real SPDK targets
 	@$(PYTHON) -m pytest -q tests $(PYTEST)

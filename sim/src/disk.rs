@@ -1,136 +1,358 @@
-//! Disks with a volatile write cache: a crash keeps any subset of the sectors that were not flushed.
+//! Disks with a volatile write cache and faults.
+//!
+//! What was written and not flushed may or may not be there after a crash, physical sector by physical
+//! sector, in any of the versions written since the last flush; a write under way may be there in
+//! part. I/O may fail, be slow, or hang; sectors may become unreadable until they are written again; the
+//! disk may grow, or be gone.
 
 use crate::executor::Executor;
 use async_trait::async_trait;
-use bdev::device::DataDevice;
+use bdev::device::{DataDevice, SECTOR_BYTES};
 use bdev::errno::Errno;
 use persistent_data::device::{BLOCK_BYTES, BlockBytes, BlockDevice, DeviceError};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
-/// What a discarded sector reads as: nobody may ever see it.
+/// What a discarded block reads as: nobody may ever see it.
 pub const GARBAGE: u64 = 0xDEAD_DEAD_DEAD_DEAD;
 
-/// Sectors holding values of type `S`.
-pub struct Disk<S> {
-    executor: Rc<Executor>,
-    durable: RefCell<Vec<S>>,
-    /// When each sector's durable value was written: a slow flush must not bring back older data.
-    durable_since: RefCell<BTreeMap<u64, u64>>,
-    /// Written and not flushed, and when.
-    cached: RefCell<BTreeMap<u64, (u64, S)>>,
-    writes: Cell<u64>,
-    /// 0: never; else one flush in so many is not carried out. Only for showing that this is found.
-    lose_flushes: Cell<u64>,
+/// What a logical block holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A number that stands for data; 0 is zeroes.
+    Value(u64),
+    /// Real bytes.
+    Bytes(Rc<[u8]>),
 }
 
-impl<S: Clone> Disk<S> {
-    /// A disk.
-    pub fn new(executor: &Rc<Executor>, sectors: Vec<S>) -> Rc<Self> {
+impl Content {
+    /// As data.
+    fn value(&self) -> u64 {
+        match self {
+            Content::Value(value) => *value,
+            Content::Bytes(bytes) if bytes.iter().all(|b| *b == 0) => 0,
+            Content::Bytes(_) => GARBAGE ^ 1,
+        }
+    }
+
+    /// As bytes: the number first, then zeroes.
+    fn put(&self, buf: &mut [u8]) {
+        match self {
+            Content::Value(value) => {
+                buf.fill(0);
+                if let Some(first) = buf.first_chunk_mut() {
+                    *first = value.to_le_bytes();
+                }
+            }
+            Content::Bytes(bytes) => {
+                for (to, from) in buf.iter_mut().zip(bytes.iter()) {
+                    *to = *from;
+                }
+            }
+        }
+    }
+}
+
+/// How often which fault happens: once in so many I/Os, 0 for never.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FaultRates {
+    /// A read fails.
+    pub read_error: u64,
+    /// A write fails, perhaps after part of it has been written.
+    pub write_error: u64,
+    /// A flush fails; nothing becomes durable by it.
+    pub flush_error: u64,
+    /// A write leaves a physical sector that cannot be read until it is written again.
+    pub latent: u64,
+    /// An I/O takes a thousand times as long.
+    pub slow: u64,
+    /// An I/O never ends.
+    pub stuck: u64,
+    /// A flush is acknowledged and not carried out. Only for showing that this is found.
+    pub lost_flush: u64,
+}
+
+/// The shape of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes per logical block, 512 or 4096.
+    pub block_bytes: u32,
+    /// Bytes that are written as a whole or not at all: 512 or 4096, not less than a block.
+    pub physical_bytes: u32,
+}
+
+/// A disk.
+pub struct Disk {
+    name: &'static str,
+    executor: Rc<Executor>,
+    geometry: Geometry,
+    durable: RefCell<Vec<Content>>,
+    /// Versions written since the last flush, oldest first, by number of the write.
+    cached: RefCell<BTreeMap<u64, Vec<(u64, Content)>>>,
+    writes: Cell<u64>,
+    rates: Cell<FaultRates>,
+    /// Physical sectors that cannot be read.
+    latent: RefCell<BTreeSet<u64>>,
+    removed: Cell<bool>,
+}
+
+/// An I/O error.
+const EIO: Errno = Errno::EIO;
+
+impl Disk {
+    /// A disk with these contents, logical block by logical block.
+    pub fn new(
+        name: &'static str,
+        executor: &Rc<Executor>,
+        geometry: Geometry,
+        contents: impl Iterator<Item = u64>,
+    ) -> Rc<Self> {
         Rc::new(Disk {
+            name,
             executor: executor.clone(),
-            durable: RefCell::new(sectors),
-            durable_since: RefCell::default(),
+            geometry,
+            durable: RefCell::new(contents.map(Content::Value).collect()),
             cached: RefCell::default(),
             writes: Cell::new(0),
-            lose_flushes: Cell::new(0),
+            rates: Cell::default(),
+            latent: RefCell::default(),
+            removed: Cell::new(false),
         })
     }
 
-    /// Makes the disk lie about one flush in `n`.
-    pub fn lose_flushes(&self, n: u64) {
-        self.lose_flushes.set(n);
+    /// Sets the faults to come.
+    pub fn set_faults(&self, rates: FaultRates) {
+        self.rates.set(rates);
     }
 
-    fn get(&self, sector: u64) -> Option<S> {
-        let cached = self.cached.borrow().get(&sector).map(|(_, v)| v.clone());
-        cached.or_else(|| self.durable.borrow().get(sector as usize).cloned())
+    /// The disk is gone: every I/O fails from now on.
+    pub fn remove(&self) {
+        self.executor.count("disk removed");
+        self.removed.set(true);
     }
 
-    fn put(&self, sector: u64, value: S) {
-        let now = self.writes.get() + 1;
-        self.writes.set(now);
-        self.cached.borrow_mut().insert(sector, (now, value));
+    /// Adds blocks at the end, full of `content`.
+    pub fn grow(&self, nr_blocks: u64, content: u64) {
+        self.executor.count("disk grown");
+        let mut durable = self.durable.borrow_mut();
+        let len = durable.len() + nr_blocks as usize;
+        durable.resize(len, Content::Value(content));
     }
 
-    /// Number of sectors.
-    pub fn len(&self) -> u64 {
+    /// Number of logical blocks.
+    pub fn nr_logical_blocks(&self) -> u64 {
         self.durable.borrow().len() as u64
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    fn get(&self, block: u64) -> Option<Content> {
+        let cached = self.cached.borrow();
+        let newest = cached.get(&block).and_then(|versions| versions.last());
+        match newest {
+            Some((_, content)) => Some(content.clone()),
+            None => self.durable.borrow().get(block as usize).cloned(),
+        }
+    }
+
+    fn put(&self, number: u64, block: u64, content: Content) {
+        self.latent.borrow_mut().remove(&self.physical(block));
+        self.cached
+            .borrow_mut()
+            .entry(block)
+            .or_default()
+            .push((number, content));
+    }
+
+    /// The physical sector a block is in.
+    fn physical(&self, block: u64) -> u64 {
+        block * u64::from(self.geometry.block_bytes) / u64::from(self.geometry.physical_bytes)
+    }
+
+    /// The time an I/O takes, and how that may go wrong.
+    async fn take_time(&self) -> Result<(), Errno> {
+        let rates = self.rates.get();
+        if self.executor.one_in(rates.stuck) {
+            self.executor.count("stuck I/O");
+            futures::future::pending::<()>().await;
+        }
+        if self.executor.one_in(rates.slow) {
+            self.executor.count("slow I/O");
+            let millis = self.executor.below(500);
+            self.executor.pass(Duration::from_millis(millis)).await;
+        }
+        self.executor.delay().await;
+        match self.removed.get() {
+            true => Err(Errno::ENODEV),
+            false => Ok(()),
+        }
+    }
+
+    async fn read_blocks(&self, first: u64, count: u64) -> Result<Vec<Content>, Errno> {
+        self.take_time().await?;
+        if self.executor.one_in(self.rates.get().read_error) {
+            self.executor.count("read error");
+            return Err(EIO);
+        }
+        let mut contents = Vec::with_capacity(count as usize);
+        for block in first..first + count {
+            if self.latent.borrow().contains(&self.physical(block)) {
+                self.executor.count("latent sector read");
+                return Err(EIO);
+            }
+            contents.push(self.get(block).ok_or(EIO)?);
+        }
+        Ok(contents)
+    }
+
+    async fn write_blocks(&self, first: u64, contents: Vec<Content>) -> Result<(), Errno> {
+        let rates = self.rates.get();
+        let fails = self.executor.one_in(rates.write_error);
+        if fails || self.executor.one_in(4) {
+            // Part of it reaches the cache early, or at all.
+            self.executor.delay().await;
+            if !self.removed.get() {
+                let (salt, number) = (self.executor.below(1 << 32), self.next_number());
+                for (block, content) in (first..).zip(&contents) {
+                    if mix(self.physical(block) ^ salt) & 1 == 0 {
+                        self.put(number, block, content.clone());
+                    }
+                }
+            }
+        }
+        self.take_time().await?;
+        if fails {
+            self.executor.count("write error");
+            return Err(EIO);
+        }
+        if first + contents.len() as u64 > self.nr_logical_blocks() {
+            return Err(EIO);
+        }
+        let number = self.next_number();
+        let count = contents.len() as u64;
+        self.executor
+            .trace(|| format!("{} write {first}+{count} is number {number}", self.name));
+        for (block, content) in (first..).zip(contents) {
+            self.put(number, block, content);
+        }
+        if self.executor.one_in(rates.latent) {
+            self.executor.count("latent sector made");
+            let victim = first + self.executor.below(count);
+            self.latent.borrow_mut().insert(self.physical(victim));
+        }
+        Ok(())
+    }
+
+    fn next_number(&self) -> u64 {
+        let number = self.writes.get() + 1;
+        self.writes.set(number);
+        number
     }
 
     /// Makes durable what was written before the call.
-    pub async fn flush_all(&self) {
-        let written = self.cached.borrow().clone();
-        self.executor.delay().await;
-        let lose = self.lose_flushes.get();
-        if lose > 0 && self.executor.below(lose) == 0 {
-            return;
+    pub async fn flush_all(&self) -> Result<(), Errno> {
+        let until = self.writes.get();
+        self.take_time().await?;
+        let rates = self.rates.get();
+        if self.executor.one_in(rates.flush_error) {
+            self.executor.count("flush error");
+            return Err(EIO);
         }
-        let mut cached = self.cached.borrow_mut();
+        if self.executor.one_in(rates.lost_flush) {
+            return Ok(());
+        }
+        self.executor
+            .trace(|| format!("{} flushed up to number {until}", self.name));
         let mut durable = self.durable.borrow_mut();
-        let mut since = self.durable_since.borrow_mut();
-        for (sector, (at, value)) in written {
-            if cached.get(&sector).is_some_and(|(newest, _)| *newest == at) {
-                cached.remove(&sector);
+        self.cached.borrow_mut().retain(|block, versions| {
+            let settled = versions.iter().take_while(|(n, _)| *n <= until).count();
+            for (_, content) in versions.drain(..settled) {
+                if let Some(slot) = durable.get_mut(*block as usize) {
+                    *slot = content;
+                }
             }
-            let durable_at = since.entry(sector).or_default();
-            if *durable_at < at
-                && let Some(slot) = durable.get_mut(sector as usize)
-            {
-                *durable_at = at;
-                *slot = value;
-            }
-        }
+            !versions.is_empty()
+        });
+        Ok(())
     }
 
-    /// Power fails: any of what is cached may have reached the disk.
+    /// Power fails. Faults, also unreadable sectors, are over afterwards.
     pub fn crash(&self) {
+        let cached = self.cached.take();
         let mut durable = self.durable.borrow_mut();
-        for (sector, (_, value)) in self.cached.take() {
-            if self.executor.below(2) == 0
-                && let Some(slot) = durable.get_mut(sector as usize)
-            {
-                *slot = value;
+        let luck = self.executor.below(4);
+        let mut units: BTreeMap<u64, Vec<(u64, u64, Content)>> = BTreeMap::new();
+        for (block, versions) in cached {
+            let unit = units.entry(self.physical(block)).or_default();
+            unit.extend(versions.into_iter().map(|(n, c)| (n, block, c)));
+        }
+        for (_, mut unit) in units {
+            unit.sort_by_key(|(number, _, _)| *number);
+            let kept = match luck {
+                0 => 0,
+                1 => unit.len() as u64,
+                _ => self.executor.below(unit.len() as u64 + 1),
+            };
+            // Blocks of a physical sector written at once stay together.
+            let last = kept
+                .checked_sub(1)
+                .and_then(|i| unit.get(i as usize))
+                .map_or(0, |(number, _, _)| *number);
+            for (number, block, content) in unit {
+                if number <= last
+                    && let Some(slot) = durable.get_mut(block as usize)
+                {
+                    *slot = content;
+                }
             }
         }
+        self.rates.set(FaultRates::default());
+        self.latent.borrow_mut().clear();
+        self.removed.set(false);
+    }
+
+    /// Reads data, in logical blocks.
+    pub async fn read_values(&self, first: u64, count: u64) -> Result<Vec<u64>, Errno> {
+        let contents = self.read_blocks(first, count).await?;
+        Ok(contents.iter().map(Content::value).collect())
+    }
+
+    /// Writes data, in logical blocks.
+    pub async fn write_values(&self, first: u64, values: &[u64]) -> Result<(), Errno> {
+        let contents = values.iter().map(|value| Content::Value(*value)).collect();
+        self.write_blocks(first, contents).await
+    }
+
+    fn blocks(&self, sectors: u64) -> u64 {
+        sectors * SECTOR_BYTES / u64::from(self.geometry.block_bytes)
+    }
+
+    fn blocks_per_metadata_block(&self) -> u64 {
+        BLOCK_BYTES as u64 / u64::from(self.geometry.block_bytes)
     }
 }
 
-/// A data disk: a sector holds a number that stands for its contents; 0 is zeroes.
-pub type DataDisk = Disk<u64>;
-
-impl DataDisk {
-    /// Reads sectors.
-    pub async fn read(&self, offset: u64, len: u64) -> Vec<u64> {
-        self.executor.delay().await;
-        (offset..offset + len)
-            .map(|sector| self.get(sector).unwrap_or(GARBAGE))
-            .collect()
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} blocks", self.name, self.nr_logical_blocks())
     }
+}
 
-    /// Writes sectors.
-    pub async fn write(&self, offset: u64, values: &[u64]) {
-        self.executor.delay().await;
-        for (sector, value) in (offset..).zip(values) {
-            self.put(sector, *value);
-        }
-    }
+/// Scrambles a number (the finalizer of splitmix64).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
 }
 
 #[async_trait(?Send)]
-impl DataDevice for DataDisk {
+impl DataDevice for Disk {
     fn nr_sectors(&self) -> u64 {
-        self.len()
+        self.nr_logical_blocks() * u64::from(self.geometry.block_bytes) / SECTOR_BYTES
     }
 
     fn block_bytes(&self) -> u32 {
-        512
+        self.geometry.block_bytes
     }
 
     fn supports_discard(&self) -> bool {
@@ -138,58 +360,62 @@ impl DataDevice for DataDisk {
     }
 
     async fn zero(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.write(offset, &vec![0; len as usize]).await;
-        Ok(())
+        let zeroes = vec![0; self.blocks(len) as usize];
+        self.write_values(self.blocks(offset), &zeroes).await
     }
 
     async fn copy(&self, from: u64, to: u64, len: u64) -> Result<(), Errno> {
-        let values = self.read(from, len).await;
-        self.write(to, &values).await;
-        Ok(())
+        let contents = self
+            .read_blocks(self.blocks(from), self.blocks(len))
+            .await?;
+        self.write_blocks(self.blocks(to), contents).await
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.write(offset, &vec![GARBAGE; len as usize]).await;
-        Ok(())
+        let garbage = vec![GARBAGE; self.blocks(len) as usize];
+        self.write_values(self.blocks(offset), &garbage).await
     }
 
     async fn flush(&self) -> Result<(), Errno> {
-        self.flush_all().await;
-        Ok(())
+        self.flush_all().await
     }
 }
 
-/// A metadata disk, of real sectors of 512 bytes: a block's write may be torn.
-pub type MetadataDisk = Disk<[u8; 512]>;
-
-const SECTORS_PER_BLOCK: u64 = BLOCK_BYTES as u64 / 512;
+fn device_error(errno: Errno) -> DeviceError {
+    DeviceError { errno: errno.0 }
+}
 
 #[async_trait(?Send)]
-impl BlockDevice for MetadataDisk {
+impl BlockDevice for Disk {
     fn nr_blocks(&self) -> u64 {
-        self.len() / SECTORS_PER_BLOCK
+        self.nr_logical_blocks() / self.blocks_per_metadata_block()
     }
 
     async fn read(&self, block: u64, buf: &mut BlockBytes) -> Result<(), DeviceError> {
-        self.executor.delay().await;
-        for (sector, part) in (block * SECTORS_PER_BLOCK..).zip(buf.chunks_exact_mut(512)) {
-            let value = self.get(sector).ok_or(DeviceError { errno: 5 })?;
-            part.copy_from_slice(&value);
+        let per = self.blocks_per_metadata_block();
+        let found = self
+            .read_blocks(block * per, per)
+            .await
+            .map_err(device_error)?;
+        let size = self.geometry.block_bytes as usize;
+        for (content, part) in found.iter().zip(buf.chunks_exact_mut(size)) {
+            content.put(part);
         }
         Ok(())
     }
 
     async fn write(&self, block: u64, buf: &BlockBytes) -> Result<(), DeviceError> {
-        self.executor.delay().await;
-        for (sector, part) in (block * SECTORS_PER_BLOCK..).zip(buf.chunks_exact(512)) {
-            let value = part.try_into().map_err(|_| DeviceError { errno: 5 })?;
-            self.put(sector, value);
-        }
-        Ok(())
+        let size = self.geometry.block_bytes as usize;
+        let contents = buf
+            .chunks_exact(size)
+            .map(|part| Content::Bytes(part.into()))
+            .collect();
+        self.write_blocks(block * self.blocks_per_metadata_block(), contents)
+            .await
+            .map_err(device_error)
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
-        self.flush_all().await;
-        Ok(())
+        self.flush_all().await.map_err(device_error)
     }
 }

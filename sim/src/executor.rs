@@ -3,41 +3,64 @@
 use bdev::runtime::Runtime;
 use futures::channel::oneshot;
 use futures::future::LocalBoxFuture;
-use futures::task::{ArcWake, waker};
+use futures::task::{ArcWake, waker_ref};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-type Ready = Arc<Mutex<BTreeSet<u64>>>;
+type Ready = Arc<Mutex<Vec<u64>>>;
 
 struct Wake {
     task: u64,
+    /// In `ready` already.
+    queued: AtomicBool,
     ready: Ready,
+}
+
+impl Wake {
+    fn queue(&self) {
+        if self.queued.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Only this thread ever holds the lock, and nothing panics under it.
+        if let Ok(mut ready) = self.ready.lock() {
+            ready.push(self.task);
+        }
+    }
 }
 
 impl ArcWake for Wake {
     fn wake_by_ref(this: &Arc<Self>) {
-        // Only this thread ever holds the lock, and nothing panics under it.
-        if let Ok(mut ready) = this.ready.lock() {
-            ready.insert(this.task);
-        }
+        this.queue();
     }
+}
+
+struct Task {
+    future: LocalBoxFuture<'static, ()>,
+    wake: Arc<Wake>,
 }
 
 /// The world's clock, dice and tasks.
 pub struct Executor {
     random: RefCell<StdRng>,
     ready: Ready,
-    tasks: RefCell<BTreeMap<u64, LocalBoxFuture<'static, ()>>>,
+    tasks: RefCell<FxHashMap<u64, Task>>,
     next_task: Cell<u64>,
     now: Cell<Duration>,
     timers: RefCell<BTreeMap<(Duration, u64), oneshot::Sender<()>>>,
+    tally: RefCell<Coverage>,
+    tracing: Cell<bool>,
 }
+
+/// What happened in a run, and how often.
+pub type Coverage = BTreeMap<&'static str, u64>;
 
 impl Executor {
     /// A world from a seed.
@@ -49,6 +72,8 @@ impl Executor {
             next_task: Cell::new(0),
             now: Cell::new(Duration::ZERO),
             timers: RefCell::default(),
+            tally: RefCell::default(),
+            tracing: Cell::new(false),
         })
     }
 
@@ -57,10 +82,47 @@ impl Executor {
         self.random.borrow_mut().random_range(0..end.max(1))
     }
 
+    /// Counts something that happened.
+    pub fn count(&self, what: &'static str) {
+        self.count_many(what, 1);
+    }
+
+    /// Counts something that happened so often.
+    pub fn count_many(&self, what: &'static str, times: u64) {
+        *self.tally.borrow_mut().entry(what).or_default() += times;
+    }
+
+    /// What has been counted.
+    pub fn coverage(&self) -> Coverage {
+        self.tally.borrow().clone()
+    }
+
+    /// From now on [`Executor::trace`] prints.
+    pub fn start_tracing(&self) {
+        self.tracing.set(true);
+    }
+
+    /// Tells what happens, if anybody listens.
+    pub fn trace(&self, text: impl FnOnce() -> String) {
+        if self.tracing.get() {
+            eprintln!("{:>12.6} {}", self.now.get().as_secs_f64(), text());
+        }
+    }
+
+    /// True once in `n` times; never for 0.
+    pub fn one_in(&self, n: u64) -> bool {
+        n > 0 && self.below(n) == 0
+    }
+
     /// The time an I/O takes.
     pub async fn delay(&self) {
         let micros = 1 + self.below(500);
         self.timer(Duration::from_micros(micros)).await;
+    }
+
+    /// Lets time pass.
+    pub async fn pass(&self, duration: Duration) {
+        self.timer(duration).await;
     }
 
     fn timer(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {
@@ -102,11 +164,10 @@ impl Executor {
             let Ok(mut ready) = self.ready.lock() else {
                 return false;
             };
-            let at = self.below(ready.len() as u64) as usize;
-            let picked = ready.iter().nth(at).copied();
-            picked.inspect(|task| {
-                ready.remove(task);
-            })
+            match ready.len() {
+                0 => None,
+                len => Some(ready.swap_remove(self.below(len as u64) as usize)),
+            }
         };
         let Some(id) = picked else {
             let timer = self.timers.borrow_mut().pop_first();
@@ -119,11 +180,11 @@ impl Executor {
         };
         let task = self.tasks.borrow_mut().remove(&id);
         if let Some(mut task) = task {
-            let waker = waker(Arc::new(Wake {
-                task: id,
-                ready: self.ready.clone(),
-            }));
-            if task.as_mut().poll(&mut Context::from_waker(&waker)) == Poll::Pending {
+            task.wake.queued.store(false, Ordering::Relaxed);
+            let waker = waker_ref(&task.wake);
+            let polled = task.future.as_mut().poll(&mut Context::from_waker(&waker));
+            drop(waker);
+            if polled == Poll::Pending {
                 self.tasks.borrow_mut().insert(id, task);
             }
         }
@@ -145,10 +206,13 @@ impl Runtime for Executor {
     fn spawn(&self, future: LocalBoxFuture<'static, ()>) {
         let id = self.next_task.get();
         self.next_task.set(id + 1);
-        self.tasks.borrow_mut().insert(id, future);
-        if let Ok(mut ready) = self.ready.lock() {
-            ready.insert(id);
-        }
+        let wake = Arc::new(Wake {
+            task: id,
+            queued: AtomicBool::new(false),
+            ready: self.ready.clone(),
+        });
+        wake.queue();
+        self.tasks.borrow_mut().insert(id, Task { future, wake });
     }
 
     fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {

@@ -69,6 +69,15 @@ impl Pool {
         Ok(())
     }
 
+    /// Commits when metadata space is tight: that frees what the transaction has shadowed. If that does
+    /// not help, the commit changes the mode.
+    pub(super) async fn relieve(&self, metadata: &mut ThinMetadata) -> Result<(), Errno> {
+        match metadata.is_metadata_tight() && metadata.changed() {
+            true => self.commit_locked(metadata).await,
+            false => Ok(()),
+        }
+    }
+
     async fn flush_data(&self) -> Result<(), Errno> {
         self.data.flush().await.inspect_err(|errno| {
             log::error!(

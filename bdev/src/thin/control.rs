@@ -45,6 +45,14 @@ impl Pool {
         }
     }
 
+    /// Ends a transaction that has used most of the free metadata.
+    async fn make_metadata_room(&self, metadata: &mut ThinMetadata) -> Result<(), PoolError> {
+        self.relieve(metadata)
+            .await
+            .map_err(|errno| self.data_error(errno))?;
+        self.writable()
+    }
+
     /// Refusals leave the transaction as it was; anything else has to be undone as a whole.
     async fn settle<V>(
         &self,
@@ -71,6 +79,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
+        self.make_metadata_room(&mut metadata).await?;
         let result = metadata.create_thin(id).await;
         self.settle(&mut metadata, result).await
     }
@@ -81,6 +90,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
+        self.make_metadata_room(&mut metadata).await?;
         metadata.check_snap(id, origin).await?;
         let active = self.active.borrow().get(&origin).cloned();
         if let Some(dev) = active {
@@ -106,6 +116,7 @@ impl Pool {
                 id,
             });
         }
+        self.make_metadata_room(&mut metadata).await?;
         let result = metadata.delete(id).await;
         self.settle(&mut metadata, result).await
     }

@@ -4,7 +4,7 @@
 //! asynchronous lock, which a commit holds from the flush of the data device to the superblock's,
 //! so that no mapping is inserted between the two (thin.md 5.1).
 
-use super::cache::MappingCache;
+use super::cache::{MappingCache, MappingCacheStats};
 use super::commit::CommitRounds;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
 use super::metadata::{OpenOptions, ThinError, ThinMetadata};
@@ -337,6 +337,16 @@ impl Pool {
     /// What every core sees of the pool.
     pub fn shared(&self) -> &Arc<PoolShared> {
         &self.shared
+    }
+
+    /// Counters of the slow paths.
+    pub fn counters(&self) -> PoolCounters {
+        self.counters.get()
+    }
+
+    /// Counters of the mapping cache.
+    pub fn mapping_cache_stats(&self) -> MappingCacheStats {
+        self.cache.stats()
     }
 
     async fn serve(self: Rc<Self>, mut requests: mpsc::UnboundedReceiver<ToOwner<Thin>>) {

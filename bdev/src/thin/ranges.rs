@@ -95,6 +95,10 @@ impl Pool {
         end: u64,
         limit: u64,
     ) -> Result<u64, Errno> {
+        self.relieve(metadata).await?;
+        if self.shared.mode().refuses_changes() {
+            return Err(Errno::EIO);
+        }
         let removed = match metadata.remove_range(dev.id, begin, end).await {
             Ok(removed) => removed,
             Err(error) => {

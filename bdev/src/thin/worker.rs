@@ -194,7 +194,8 @@ impl Pool {
             metadata.free_data_block(new);
             return Err(NotWritable::Failed(errno));
         }
-        if self.shared.mode().refuses_changes() {
+        let relieved = self.relieve(&mut metadata).await;
+        if relieved.is_err() || self.shared.mode().refuses_changes() {
             metadata.free_data_block(new);
             return Err(NotWritable::Failed(Errno::EIO));
         }
@@ -227,12 +228,6 @@ impl Pool {
             match metadata.alloc_data_block().await {
                 Ok(block) => {
                     self.check_low_water(&metadata);
-                    if metadata.nr_free_metadata() <= metadata.metadata_reserve() {
-                        // Frees what this transaction shadowed; else the mode changes.
-                        self.commit_locked(&mut metadata)
-                            .await
-                            .map_err(NotWritable::Failed)?;
-                    }
                     return Ok(block);
                 }
                 Err(error) if error.is_no_data_space() && attempt == 0 => {

@@ -25,6 +25,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use superblock::{SUPERBLOCK, VERSION};
 
+/// Metadata blocks that one operation and a commit may take: paths through both levels of mappings and
+/// the details with splits, a few bitmaps and the paths to them.
+const OPERATION_BLOCKS: u64 = 24;
+
 /// How to open a pool's metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenOptions {
@@ -247,6 +251,21 @@ impl ThinMetadata {
         Ok(write_superblock(self.device.as_ref(), &SUPERBLOCK, &mut bytes).await?)
     }
 
+    /// Takes that back, durably: the check has been made. Error: EPERM where the metadata is open
+    /// read-only, EINVAL in the middle of a transaction.
+    pub async fn clear_needs_check(&mut self) -> Result<(), ThinError> {
+        if self.options.read_only {
+            return Err(ThinError::ReadOnly);
+        }
+        if self.changed() {
+            return Err(ThinError::Unusable);
+        }
+        self.sb.needs_check = false;
+        self.committed.needs_check = false;
+        let mut bytes = self.committed.to_bytes();
+        Ok(write_superblock(self.device.as_ref(), &SUPERBLOCK, &mut bytes).await?)
+    }
+
     /// Whether a check is needed before anything may change.
     pub fn needs_check(&self) -> bool {
         self.sb.needs_check
@@ -301,6 +320,12 @@ impl ThinMetadata {
     /// Metadata blocks that are never reported as free (thin.md 6).
     pub fn metadata_reserve(&self) -> u64 {
         (self.nr_metadata_blocks() / 10).min(4096)
+    }
+
+    /// Whether free metadata is so low that a transaction should end: that frees what it has shadowed,
+    /// and with what is left any one operation and the commit after it still fit.
+    pub fn is_metadata_tight(&self) -> bool {
+        self.nr_free_metadata() <= self.metadata_reserve() + OPERATION_BLOCKS
     }
 
     /// Bytes of cached metadata.

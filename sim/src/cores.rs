@@ -1,0 +1,156 @@
+//! Simulated cores: the real per-core channels of a target, on simulated disks.
+
+use crate::disk::Disk;
+use crate::executor::Executor;
+use bdev::channel::{Channel, ChannelId, Host, Ticket, ToOwner};
+use bdev::errno::Errno;
+use bdev::runtime::Runtime;
+use bdev::target::{BaseId, IoKind, Request, Target};
+use futures::channel::{mpsc, oneshot};
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+/// How an I/O ended, and what a read found.
+pub type Answer = (Result<(), Errno>, Vec<u64>);
+
+/// An I/O of a simulated core.
+pub struct SimIo {
+    id: u64,
+    request: Request,
+    data: Vec<u64>,
+    done: oneshot::Sender<Answer>,
+}
+
+/// A simulated core's way to the disks.
+pub struct SimHost<T: Target> {
+    executor: Rc<Executor>,
+    /// By [`BaseId`].
+    bases: Vec<Rc<Disk>>,
+    channel: RefCell<Weak<Channel<T, SimHost<T>>>>,
+}
+
+impl<T: Target> Host for SimHost<T> {
+    type Io = SimIo;
+
+    fn forward(&self, mut io: SimIo, base: BaseId, block: u64, ticket: Ticket) {
+        let channel = self.channel.borrow().clone();
+        let disk = self.bases.get(usize::from(base.0)).cloned();
+        self.executor.spawn(Box::pin(async move {
+            let result = match disk {
+                None => Err(Errno::ENODEV),
+                Some(disk) => carry_out(&disk, &mut io, block).await,
+            };
+            if let Some(channel) = channel.upgrade() {
+                channel.forwarded(io, ticket, result);
+            }
+        }));
+    }
+
+    fn complete_zeroes(&self, mut io: SimIo) {
+        io.data = vec![0; io.request.nr_blocks as usize];
+        self.complete(io, Ok(()));
+    }
+
+    fn complete(&self, io: SimIo, result: Result<(), Errno>) {
+        let _ = io.done.send((result, io.data));
+    }
+
+    fn id(&self, io: &SimIo) -> u64 {
+        io.id
+    }
+}
+
+async fn carry_out(disk: &Disk, io: &mut SimIo, block: u64) -> Result<(), Errno> {
+    match io.request.kind {
+        IoKind::Read => {
+            io.data = disk.read_values(block, io.request.nr_blocks).await?;
+            Ok(())
+        }
+        IoKind::Write => disk.write_values(block, &io.data).await,
+        IoKind::WriteZeroes => {
+            let zeroes = vec![0; io.request.nr_blocks as usize];
+            disk.write_values(block, &zeroes).await
+        }
+        IoKind::Flush => disk.flush_all().await,
+        IoKind::Discard | IoKind::Reset => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// One simulated core.
+pub type Core<T> = Rc<Channel<T, SimHost<T>>>;
+
+/// The cores that share a target.
+pub struct Cores<T: Target> {
+    cores: Vec<Core<T>>,
+    next_io: Cell<u64>,
+}
+
+impl<T: Target> Cores<T> {
+    /// Brings up channels on `count` cores.
+    pub fn new(
+        executor: &Rc<Executor>,
+        count: u64,
+        bases: &[Rc<Disk>],
+        owner: &mpsc::UnboundedSender<ToOwner<T>>,
+    ) -> Rc<Self> {
+        let cores = (0..count)
+            .map(|id| {
+                let host = SimHost {
+                    executor: executor.clone(),
+                    bases: bases.to_vec(),
+                    channel: RefCell::default(),
+                };
+                let (core, messages) = Channel::new(ChannelId(id), host, owner.clone());
+                *core.host().channel.borrow_mut() = Rc::downgrade(&core);
+                executor.spawn(Box::pin(core.clone().run(messages)));
+                core
+            })
+            .collect();
+        Rc::new(Cores {
+            cores,
+            next_io: Cell::new(0),
+        })
+    }
+
+    /// How many.
+    pub fn len(&self) -> u64 {
+        self.cores.len() as u64
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.cores.is_empty()
+    }
+
+    /// Submits an I/O on a core and waits for its answer.
+    pub async fn io(
+        &self,
+        core: u64,
+        volume: &Arc<T::Volume>,
+        request: Request,
+        data: Vec<u64>,
+    ) -> Answer {
+        let Some(core) = self.cores.get(core as usize) else {
+            return (Err(Errno::ENODEV), Vec::new());
+        };
+        let (done, answer) = oneshot::channel();
+        let id = self.next_io.get();
+        self.next_io.set(id + 1);
+        let io = SimIo {
+            id,
+            request,
+            data,
+            done,
+        };
+        core.submit(volume, request, io);
+        answer.await.unwrap_or((Err(Errno::EIO), Vec::new()))
+    }
+
+    /// Tells the owner that the cores are going away. Nothing may be under way.
+    pub fn leave(&self) {
+        for core in &self.cores {
+            core.leave();
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Clients of thin devices: random I/O from several cores, checked against the model.
+
+use super::world::{HOT_BLOCKS, Volume, World};
+use crate::cores::Cores;
+use crate::history::{Moment, Pending, Since};
+use bdev::errno::Errno;
+use bdev::target::{IoKind, Request};
+use bdev::thin::{Pool, PoolMode, Thin, ThinDev};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// A client: what it does I/O through.
+pub struct Client {
+    /// The world.
+    pub world: Rc<World>,
+    /// The pool.
+    pub pool: Rc<Pool>,
+    /// The cores.
+    pub cores: Rc<Cores<Thin>>,
+    /// Its last I/O failed.
+    pub refused: Cell<bool>,
+}
+
+/// A place on a device: a used block, and a range within it.
+struct Place {
+    hot: u64,
+    offset: u64,
+    count: u64,
+}
+
+impl Client {
+    /// Works until the world stops.
+    pub async fn run(self) {
+        while !self.world.stopping.get() {
+            let Some((volume, dev)) = self.pick() else {
+                self.world.executor.delay().await;
+                continue;
+            };
+            volume.in_flight.set(volume.in_flight.get() + 1);
+            match self.world.executor.below(20) {
+                0..=7 => self.write(&volume, &dev).await,
+                8..=13 => self.read(&volume, &dev).await,
+                14..=15 => self.range(&volume, &dev, IoKind::Discard).await,
+                16 => self.range(&volume, &dev, IoKind::WriteZeroes).await,
+                17..=18 => self.flush(&volume, &dev).await,
+                _ => {
+                    self.world.executor.count("resets");
+                    let request = request(IoKind::Reset, 0, 0);
+                    let (result, _) = self.submit(&dev, request, Vec::new()).await;
+                    self.judge(IoKind::Reset, result);
+                }
+            }
+            volume.in_flight.set(volume.in_flight.get() - 1);
+            // What needs no disk takes time too; else a client of a failed pool would spin.
+            if self.world.executor.one_in(3) || self.refused.take() {
+                self.world.executor.delay().await;
+            }
+        }
+        self.world.running.set(self.world.running.get() - 1);
+    }
+
+    fn pick(&self) -> Option<(Rc<Volume>, Arc<ThinDev>)> {
+        let active: Vec<_> = self
+            .world
+            .volumes
+            .borrow()
+            .values()
+            .filter_map(|volume| Some((volume.clone(), volume.dev.borrow().clone()?)))
+            .collect();
+        let at = self.world.executor.below(active.len() as u64);
+        active.into_iter().nth(at as usize)
+    }
+
+    fn place(&self) -> Place {
+        let dice = &self.world.executor;
+        let per = self.world.shape.per_block();
+        let hot = dice.below(HOT_BLOCKS);
+        if dice.one_in(3) {
+            return Place {
+                hot,
+                offset: 0,
+                count: per,
+            };
+        }
+        let offset = dice.below(per);
+        Place {
+            hot,
+            offset,
+            count: 1 + dice.below((per - offset).min(9)),
+        }
+    }
+
+    async fn submit(&self, dev: &Arc<ThinDev>, request: Request, data: Vec<u64>) -> Submitted {
+        let core = self.world.executor.below(self.cores.len());
+        self.world.executor.trace(|| {
+            format!(
+                "core {core} device {} {request:?} {:x?}",
+                dev.id,
+                data.first()
+            )
+        });
+        let answer = self.cores.io(core, dev, request, data).await;
+        self.world.executor.trace(|| {
+            format!(
+                "core {core} device {} {request:?} -> {:?} {:x?}",
+                dev.id,
+                answer.0,
+                answer.1.first()
+            )
+        });
+        answer
+    }
+
+    /// Whether an I/O may end like this.
+    fn judge(&self, kind: IoKind, result: Result<(), Errno>) {
+        let Err(errno) = result else { return };
+        self.world.executor.count("I/O refused");
+        self.refused.set(true);
+        let mode = self.pool.shared().mode();
+        let excused = match kind {
+            IoKind::Read | IoKind::Flush | IoKind::Reset => {
+                self.world.faulty.get() || mode == PoolMode::Fail
+            }
+            _ => self.world.faulty.get() || mode.refuses_changes(),
+        };
+        let no_space = errno == Errno::ENOSPC && kind != IoKind::Read && kind != IoKind::Flush;
+        // A reset fails what waits for space.
+        let was_reset = errno == Errno::EIO && matches!(kind, IoKind::Write | IoKind::WriteZeroes);
+        if !(excused || no_space || was_reset) {
+            self.world.fail(format!(
+                "{kind:?} failed for no reason: {errno} in mode {mode:?}"
+            ));
+        }
+    }
+
+    /// Since when a read that began at `began` and ends now must have seen what.
+    fn since(&self, began: Moment) -> Since {
+        match self.pool.shared().mode() {
+            // It has gone back to its last commit.
+            PoolMode::ReadOnly | PoolMode::Fail => Since::Crash,
+            _ => Since::Read(began),
+        }
+    }
+
+    async fn read(&self, volume: &Volume, dev: &Arc<ThinDev>) {
+        self.world.executor.count("reads");
+        let place = self.place();
+        let per = self.world.shape.per_block();
+        let began = self.world.tick();
+        volume.history.borrow_mut().begin_read(began);
+        let request = request(
+            IoKind::Read,
+            self.world.shape.logical(place.hot) + place.offset,
+            place.count,
+        );
+        let (result, found) = self.submit(dev, request, Vec::new()).await;
+        self.judge(IoKind::Read, result);
+        let mut history = volume.history.borrow_mut();
+        if result.is_ok() {
+            let first = place.hot * per + place.offset;
+            let now = self.world.tick();
+            if let Err(wrong) = history.check(first, &found, self.since(began), now) {
+                self.world.fail(format!("device {}: {wrong}", volume.id));
+            }
+        }
+        history.end_read(began);
+    }
+
+    async fn write(&self, volume: &Volume, dev: &Arc<ThinDev>) {
+        let place = self.place();
+        let per = self.world.shape.per_block();
+        self.world.executor.count(match place.count == per {
+            true => "whole-block writes",
+            false => "writes",
+        });
+        let value = self.world.new_value();
+        volume.written.set(true);
+        let first = place.hot * per + place.offset;
+        let pending =
+            volume
+                .history
+                .borrow_mut()
+                .begin(first, place.count, value, self.world.tick());
+        let request = request(
+            IoKind::Write,
+            self.world.shape.logical(place.hot) + place.offset,
+            place.count,
+        );
+        let data = vec![value; place.count as usize];
+        let (result, _) = self.submit(dev, request, data).await;
+        self.judge(IoKind::Write, result);
+        let now = self.world.tick();
+        volume
+            .history
+            .borrow_mut()
+            .end(&pending, result.is_ok(), now);
+    }
+
+    /// A discard or write-zeroes over any range.
+    async fn range(&self, volume: &Volume, dev: &Arc<ThinDev>, kind: IoKind) {
+        self.world.executor.count(match kind {
+            IoKind::Discard => "discards",
+            _ => "write-zeroes",
+        });
+        let dice = &self.world.executor;
+        let shape = &self.world.shape;
+        let per = shape.per_block();
+        let first = dice.below(HOT_BLOCKS);
+        let last = first + dice.below((HOT_BLOCKS - first).min(3));
+        let (mut offset, mut end) = (0, per);
+        if dice.one_in(2) {
+            offset = dice.below(per);
+            end = 1 + dice.below(per);
+            if first == last && end <= offset {
+                (offset, end) = (end - 1, offset + 1);
+            }
+        }
+        volume.written.set(true);
+        let zeroed: Vec<(u64, u64)> = (first..=last)
+            .map(|hot| {
+                let from = if hot == first { offset } else { 0 };
+                let to = if hot == last { end } else { per };
+                (hot, from, to)
+            })
+            // Discards leave partial blocks alone.
+            .filter(|(_, from, to)| kind == IoKind::WriteZeroes || (*from == 0 && *to == per))
+            .filter(|_| !(kind == IoKind::Discard && shape.config.ignore_discard))
+            .map(|(hot, from, to)| (hot * per + from, to - from))
+            .collect();
+        let pending: Vec<Pending> = zeroed
+            .iter()
+            .map(|(first, count)| {
+                let now = self.world.tick();
+                volume.history.borrow_mut().begin(*first, *count, 0, now)
+            })
+            .collect();
+        let begin = shape.logical(first) + offset;
+        let count = shape.logical(last) + end - begin;
+        let (result, _) = self
+            .submit(dev, request(kind, begin, count), Vec::new())
+            .await;
+        self.judge(kind, result);
+        // A pool that may not change takes discards and does nothing.
+        let ignored = kind == IoKind::Discard && self.pool.shared().mode().refuses_changes();
+        let now = self.world.tick();
+        for pending in &pending {
+            volume
+                .history
+                .borrow_mut()
+                .end(pending, result.is_ok() && !ignored, now);
+        }
+    }
+
+    async fn flush(&self, volume: &Volume, dev: &Arc<ThinDev>) {
+        self.world.executor.count("flushes");
+        let began = self.world.tick();
+        let (result, _) = self
+            .submit(dev, request(IoKind::Flush, 0, 0), Vec::new())
+            .await;
+        self.judge(IoKind::Flush, result);
+        if result.is_ok() {
+            volume.history.borrow_mut().flushed(began);
+        }
+    }
+}
+
+type Submitted = crate::cores::Answer;
+
+fn request(kind: IoKind, offset_blocks: u64, nr_blocks: u64) -> Request {
+    Request {
+        kind,
+        offset_blocks,
+        nr_blocks,
+    }
+}

@@ -1,0 +1,328 @@
+//! One life of a pool: opening, comparing, load, an end; and what must be true after it.
+
+use super::clients::Client;
+use super::manager::Manager;
+use super::world::{Fate, HOT_BLOCKS, Shape, World};
+use crate::cores::Cores;
+use crate::executor::Executor;
+use crate::history::Since;
+use bdev::runtime::Runtime;
+use bdev::target::{IoKind, Request};
+use bdev::thin::metadata::{OpenOptions, ThinMetadata};
+use bdev::thin::{Pool, Thin, ThinDev};
+use futures::future::{Either, select};
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// No life takes so long; if it does, something runs in circles.
+const POLLS: u64 = 6_000_000;
+
+/// How long a clean shutdown may take: longer than writes wait for space.
+const SHUTDOWN: Duration = Duration::from_secs(200);
+
+/// One life, from opening to the moment before the power cut.
+pub fn live(world: &Rc<World>, number: u64, lying: bool) -> Result<(), String> {
+    let main = whole_life(world.clone(), number, lying);
+    let result = world.executor.run(main, POLLS);
+    match result {
+        Some(result) => result.and_then(|()| world.failure()),
+        None => Err(match world.failure() {
+            Err(failure) => failure,
+            Ok(()) => "deadlock, or no end".to_owned(),
+        }),
+    }
+}
+
+async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), String> {
+    let dice = world.executor.clone();
+    world.stopping.set(false);
+    world.faulty.set(false);
+    if number > 0 && dice.one_in(8) {
+        opening_fails(&world).await;
+        return Ok(());
+    }
+    let pool = Pool::open(
+        world.shape.config.clone(),
+        dice.clone(),
+        world.metadata.clone(),
+        world.data.clone(),
+        true,
+    )
+    .await
+    .map_err(|error| format!("open: {error}"))?;
+    let cores = Cores::new(
+        &dice,
+        world.shape.cores,
+        std::slice::from_ref(&world.data),
+        &pool.owner_queue(),
+    );
+    let manager = |world: &Rc<World>| Manager {
+        world: world.clone(),
+        pool: pool.clone(),
+    };
+    compare(&world, &pool, &cores).await?;
+    if number == 0 {
+        for id in 0..2 {
+            manager(&world).create(id).await;
+        }
+    }
+    let volumes: Vec<_> = world.volumes.borrow().values().cloned().collect();
+    for volume in &volumes {
+        if dice.one_in(2) {
+            manager(&world).activate(volume).await;
+        }
+    }
+    let removal = match lying {
+        true => None,
+        false => world.roll_faults(),
+    };
+    for _ in 0..world.shape.clients {
+        world.running.set(world.running.get() + 1);
+        let client = Client {
+            world: world.clone(),
+            pool: pool.clone(),
+            cores: cores.clone(),
+            refused: Cell::new(false),
+        };
+        dice.spawn(Box::pin(client.run()));
+    }
+    for _ in 0..1 + dice.below(2) {
+        world.running.set(world.running.get() + 1);
+        dice.spawn(Box::pin(manager(&world).run()));
+    }
+    if let Some((delays, disk)) = removal {
+        world.faulty.set(true);
+        let dice = dice.clone();
+        let task = async move {
+            for _ in 0..delays {
+                dice.delay().await;
+            }
+            disk.remove();
+        };
+        world.executor.spawn(Box::pin(task));
+    }
+    for _ in 0..20 + dice.below(300) {
+        dice.delay().await;
+        if world.stopping.get() {
+            return world.failure();
+        }
+    }
+    dice.count(match pool.shared().mode() {
+        bdev::thin::PoolMode::Write => "life ended in mode write",
+        bdev::thin::PoolMode::OutOfDataSpace => "life ended in mode out of data space",
+        bdev::thin::PoolMode::OutOfMetadataSpace => "life ended in mode out of metadata space",
+        bdev::thin::PoolMode::ReadOnly => "life ended in mode read-only",
+        bdev::thin::PoolMode::Fail => "life ended in mode fail",
+    });
+    tally(&dice, &pool);
+    if dice.one_in(4) {
+        let closing = pin!(shut_down(&world, &pool, &cores));
+        let too_long = pin!(dice.pass(SHUTDOWN));
+        match select(closing, too_long).await {
+            Either::Left((result, _)) => result?,
+            Either::Right(_) if world.faulty.get() => dice.count("shutdowns that hang"),
+            Either::Right(_) => return Err("a clean shutdown hangs".to_owned()),
+        }
+    }
+    world.failure()
+}
+
+/// Which of the pool's slow paths were walked.
+fn tally(dice: &Executor, pool: &Pool) {
+    let counters = pool.counters();
+    dice.count_many("pool: commits", counters.commits);
+    dice.count_many("pool: blocks provisioned", counters.provisioned);
+    dice.count_many("pool: shares broken", counters.shares_broken);
+    dice.count_many("pool: writes without space", counters.no_space);
+    dice.count_many("pool: blocks unmapped", counters.discarded);
+    let cache = pool.mapping_cache_stats();
+    dice.count_many("pool: mapping pages loaded", cache.loads);
+    dice.count_many("pool: mapping pages evicted", cache.evictions);
+}
+
+/// The pool is opened on failing disks. Whatever comes of it, the next opening finds everything.
+async fn opening_fails(world: &Rc<World>) {
+    world.executor.count("openings on failing disks");
+    let often = 1 + world.executor.below(40);
+    world.metadata.set_faults(crate::disk::FaultRates {
+        read_error: often,
+        write_error: often,
+        flush_error: often,
+        ..Default::default()
+    });
+    // An error, or a pool that is dropped at once.
+    let _ = Pool::open(
+        world.shape.config.clone(),
+        world.executor.clone(),
+        world.metadata.clone(),
+        world.data.clone(),
+        true,
+    )
+    .await;
+}
+
+async fn read_all(
+    world: &World,
+    cores: &Cores<Thin>,
+    dev: &Arc<ThinDev>,
+) -> Result<Vec<u64>, String> {
+    let mut found = Vec::new();
+    for hot in 0..HOT_BLOCKS {
+        let request = Request {
+            kind: IoKind::Read,
+            offset_blocks: world.shape.logical(hot),
+            nr_blocks: world.shape.per_block(),
+        };
+        let core = world.executor.below(cores.len());
+        let (result, values) = cores.io(core, dev, request, Vec::new()).await;
+        result.map_err(|errno| format!("device {}: read after opening: {errno}", dev.id))?;
+        found.extend(values);
+    }
+    Ok(found)
+}
+
+/// Every device that must be there is, no other, and each holds what it may hold.
+async fn compare(world: &Rc<World>, pool: &Rc<Pool>, cores: &Cores<Thin>) -> Result<(), String> {
+    let list = pool.list().await.map_err(|e| format!("list: {e}"))?;
+    let listed = |id: u32| list.iter().any(|(listed, _)| *listed == id);
+    let volumes: Vec<_> = world.volumes.borrow().values().cloned().collect();
+    for (id, _) in &list {
+        if !volumes.iter().any(|volume| volume.id == *id) {
+            return Err(format!("device {id} is there, and nobody made it"));
+        }
+    }
+    for volume in &volumes {
+        match volume.fate.get() {
+            Fate::There if !listed(volume.id) => {
+                return Err(format!("device {} is gone", volume.id));
+            }
+            Fate::Making(_) | Fate::Deleting if !listed(volume.id) => {
+                world.volumes.borrow_mut().remove(&volume.id);
+            }
+            Fate::Making(Some((origin, since))) => {
+                world.executor.count("snapshots found after a crash");
+                let origin = volumes.iter().find(|v| v.id == origin);
+                let origin = origin.ok_or("the origin of a device being made was deleted")?;
+                let history = origin
+                    .history
+                    .borrow()
+                    .snapshot(Since::CrashAfter(since), world.tick());
+                *volume.history.borrow_mut() = history;
+            }
+            _ => {}
+        }
+    }
+    let transaction_id = pool
+        .status()
+        .await
+        .map_err(|e| format!("status: {e}"))?
+        .transaction_id;
+    if !world.transaction_id.borrow().contains(&transaction_id) {
+        return Err(format!(
+            "the transaction id is {transaction_id}, may be {:?}",
+            world.transaction_id.borrow()
+        ));
+    }
+    *world.transaction_id.borrow_mut() = vec![transaction_id];
+    let mut findings = Vec::new();
+    for volume in world.volumes.borrow().values().cloned().collect::<Vec<_>>() {
+        let sectors = world.shape.device_sectors();
+        let dev = pool
+            .activate(volume.id, sectors)
+            .await
+            .map_err(|e| format!("activate: {e}"))?;
+        let found = read_all(world, cores, &dev).await?;
+        let mut history = volume.history.borrow_mut();
+        history
+            .check(0, &found, Since::Crash, world.tick())
+            .map_err(|wrong| format!("device {} after a crash: {wrong}", volume.id))?;
+        if !volume.written.get() {
+            history
+                .check_moment(&found)
+                .map_err(|wrong| format!("device {}: {wrong}", volume.id))?;
+        }
+        drop(history);
+        findings.push((volume, found));
+        pool.deactivate(dev.id).await.map_err(|e| e.to_string())?;
+    }
+    for (volume, found) in findings {
+        volume.history.borrow_mut().settle(&found);
+        volume.fate.set(Fate::There);
+        volume.busy.set(false);
+        volume.in_flight.set(0);
+        volume.dev.take();
+    }
+    Ok(())
+}
+
+/// Clients and operators end, devices and pool are closed; then everything acknowledged is durable.
+async fn shut_down(
+    world: &Rc<World>,
+    pool: &Rc<Pool>,
+    cores: &Rc<Cores<Thin>>,
+) -> Result<(), String> {
+    let dice = &world.executor;
+    world.stopping.set(true);
+    while world.running.get() > 0 {
+        dice.pass(Duration::from_millis(50)).await;
+    }
+    let began = world.tick();
+    let mut clean = true;
+    for id in pool.active_ids() {
+        clean &= pool.deactivate(id).await.is_ok();
+    }
+    let degraded = pool.shared().mode().refuses_changes();
+    clean &= pool.close().await.is_ok();
+    cores.leave();
+    if world.faulty.get() || degraded {
+        return Ok(());
+    }
+    if !clean {
+        return Err("a clean shutdown failed".to_owned());
+    }
+    dice.count("clean shutdowns");
+    for volume in world.volumes.borrow().values() {
+        volume.history.borrow_mut().flushed(began);
+    }
+    Ok(())
+}
+
+/// The power cut, the check of the metadata, and perhaps larger disks.
+pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
+    let dice = &world.executor;
+    dice.forget_tasks();
+    world.running.set(0);
+    world.metadata.crash();
+    world.data.crash();
+    dice.count("power cuts");
+    let disk = world.metadata.clone();
+    let options = OpenOptions {
+        data_block_size_sectors: world.shape.data_block_sectors,
+        cache_bytes: 1 << 20,
+        may_format: true,
+        read_only: false,
+    };
+    let check = async move {
+        let mut metadata = ThinMetadata::open(disk, options).await?;
+        let findings = metadata.check().await?;
+        if metadata.needs_check() {
+            metadata.clear_needs_check().await?;
+        }
+        Ok::<_, bdev::thin::metadata::ThinError>(findings)
+    };
+    match dice.run(check, POLLS) {
+        Some(Ok(findings)) if findings.is_empty() => {}
+        Some(Ok(findings)) => return Err(format!("check after a crash: {findings:?}")),
+        Some(Err(error)) => return Err(format!("check after a crash: {error}")),
+        None => return Err("the check has no end".to_owned()),
+    }
+    if dice.one_in(6) {
+        let blocks = dice.below(6) * world.shape.per_block();
+        world.data.grow(blocks, Shape::stale(1 << 40));
+        world.metadata.grow(dice.below(20) * 8, 0);
+    }
+    Ok(())
+}

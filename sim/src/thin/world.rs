@@ -1,0 +1,266 @@
+//! What a simulated thin pool is like, and what its devices may hold.
+
+use crate::disk::{Disk, FaultRates, Geometry};
+use crate::executor::Executor;
+use crate::history::{History, Moment};
+use bdev::thin::{PoolConfig, ThinDev};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Blocks of a device that are ever used.
+pub const HOT_BLOCKS: u64 = 8;
+
+/// What a seed decides once and for all.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Bytes per logical block of data disk and thin devices.
+    pub block_bytes: u32,
+    /// Sectors per data block.
+    pub data_block_sectors: u32,
+    /// Virtual blocks from one used block of a device to the next.
+    pub spread: u64,
+    /// Simulated cores.
+    pub cores: u64,
+    /// Concurrent clients.
+    pub clients: u64,
+    /// Data blocks of the pool at first.
+    pub data_blocks: u64,
+    /// The pool's options.
+    pub config: PoolConfig,
+}
+
+impl Shape {
+    /// From the dice.
+    pub fn roll(dice: &Executor) -> Self {
+        let data_block_sectors = [128, 128, 128, 256, 384][dice.below(5) as usize];
+        let mut config = PoolConfig::new("sim");
+        config.data_block_size_sectors = data_block_sectors;
+        config.error_if_no_space = !dice.one_in(3);
+        config.no_discard_passdown = dice.one_in(3);
+        config.ignore_discard = dice.one_in(8);
+        config.low_water_mark_blocks = dice.below(4);
+        if dice.one_in(2) {
+            // One page of mappings, so that pages are evicted all the time.
+            config.mapping_cache_bytes = 1;
+        }
+        if dice.one_in(2) {
+            config.metadata_cache_bytes = 0;
+        }
+        Shape {
+            block_bytes: if dice.one_in(4) { 512 } else { 4096 },
+            data_block_sectors,
+            spread: [1, 1, 7, 700][dice.below(4) as usize],
+            cores: 1 + dice.below(3),
+            clients: 1 + dice.below(6),
+            data_blocks: 8 + dice.below(80),
+            config,
+        }
+    }
+
+    /// Logical blocks per data block.
+    pub fn per_block(&self) -> u64 {
+        u64::from(self.data_block_sectors) * 512 / u64::from(self.block_bytes)
+    }
+
+    /// Sectors of a thin device.
+    pub fn device_sectors(&self) -> u64 {
+        (HOT_BLOCKS * self.spread) * u64::from(self.data_block_sectors)
+    }
+
+    /// The logical block of a device where used block `hot` begins.
+    pub fn logical(&self, hot: u64) -> u64 {
+        hot * self.spread * self.per_block()
+    }
+
+    /// The shape of the data disk.
+    pub fn data_geometry(&self) -> Geometry {
+        Geometry {
+            block_bytes: self.block_bytes,
+            physical_bytes: 4096,
+        }
+    }
+
+    /// Old data of somebody else's at a place of the data disk.
+    pub fn stale(block: u64) -> u64 {
+        (1 << 60) + block
+    }
+}
+
+/// Whether a device is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Certainly.
+    There,
+    /// It is being made, as a snapshot of a device since a moment, or empty; or making it failed.
+    Making(Option<(u32, Moment)>),
+    /// It is being deleted, or that failed.
+    Deleting,
+}
+
+/// A thin device as the model knows it.
+pub struct Volume {
+    /// Its id in the pool.
+    pub id: u32,
+    /// What it may hold.
+    pub history: RefCell<History>,
+    /// Whether it is there.
+    pub fate: Cell<Fate>,
+    /// Active, open to clients.
+    pub dev: RefCell<Option<Arc<ThinDev>>>,
+    /// I/O under way.
+    pub in_flight: Cell<u64>,
+    /// Somebody is doing something to the device as a whole.
+    pub busy: Cell<bool>,
+    /// It has been written to since it was made.
+    pub written: Cell<bool>,
+}
+
+impl Volume {
+    /// A device of which this is known.
+    pub fn new(id: u32, history: History, fate: Fate) -> Rc<Self> {
+        Rc::new(Volume {
+            id,
+            history: RefCell::new(history),
+            fate: Cell::new(fate),
+            dev: RefCell::new(None),
+            in_flight: Cell::new(0),
+            busy: Cell::new(false),
+            written: Cell::new(false),
+        })
+    }
+}
+
+/// Everything.
+pub struct World {
+    /// Clock, dice, tasks.
+    pub executor: Rc<Executor>,
+    /// What the seed decided.
+    pub shape: Shape,
+    /// The metadata disk.
+    pub metadata: Rc<Disk>,
+    /// The data disk.
+    pub data: Rc<Disk>,
+    /// The devices that are or may be there.
+    pub volumes: RefCell<BTreeMap<u32, Rc<Volume>>>,
+    /// The pool's transaction id, one of these.
+    pub transaction_id: RefCell<Vec<u64>>,
+    /// Clients and managers are to end.
+    pub stopping: Cell<bool>,
+    /// Clients and managers that have not ended.
+    pub running: Cell<u64>,
+    /// Something in this life may fail.
+    pub faulty: Cell<bool>,
+    next_value: Cell<u64>,
+    clock: Cell<Moment>,
+    failure: RefCell<Option<String>>,
+}
+
+impl World {
+    /// A new world.
+    pub fn new(executor: &Rc<Executor>) -> Rc<Self> {
+        let shape = Shape::roll(executor);
+        let metadata = Disk::new(
+            "metadata",
+            executor,
+            Geometry {
+                block_bytes: 512,
+                physical_bytes: if executor.one_in(2) { 512 } else { 4096 },
+            },
+            (0..(64 + executor.below(100)) * 8).map(|_| 0),
+        );
+        let blocks = shape.data_blocks * shape.per_block();
+        let data = Disk::new(
+            "data",
+            executor,
+            shape.data_geometry(),
+            (0..blocks).map(Shape::stale),
+        );
+        executor.trace(|| format!("{shape:?}"));
+        Rc::new(World {
+            executor: executor.clone(),
+            shape,
+            metadata,
+            data,
+            volumes: RefCell::default(),
+            transaction_id: RefCell::new(vec![0]),
+            stopping: Cell::new(false),
+            running: Cell::new(0),
+            faulty: Cell::new(false),
+            next_value: Cell::new(1),
+            clock: Cell::new(1),
+            failure: RefCell::default(),
+        })
+    }
+
+    /// A moment no other event has.
+    pub fn tick(&self) -> Moment {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
+
+    /// A value that was never written.
+    pub fn new_value(&self) -> u64 {
+        let value = self.next_value.get();
+        self.next_value.set(value + 1);
+        value
+    }
+
+    /// Something is wrong. The first time counts.
+    pub fn fail(&self, text: String) {
+        self.failure.borrow_mut().get_or_insert(text);
+        self.stopping.set(true);
+    }
+
+    /// What is wrong, if anything.
+    pub fn failure(&self) -> Result<(), String> {
+        match self.failure.borrow().clone() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// Chooses what will go wrong in this life, and lets it. Returns after how many delays a disk is to
+    /// be removed.
+    pub fn roll_faults(&self) -> Option<(u64, Rc<Disk>)> {
+        let dice = &self.executor;
+        let rates = |n: u64| FaultRates {
+            read_error: n,
+            write_error: n,
+            flush_error: n,
+            ..FaultRates::default()
+        };
+        let often = 5 + dice.below(80);
+        self.faulty.set(true);
+        match dice.below(16) {
+            0 => self.data.set_faults(rates(often)),
+            1 | 2 => self.metadata.set_faults(rates(often)),
+            3 => self.data.set_faults(FaultRates {
+                flush_error: often / 5 + 1,
+                ..FaultRates::default()
+            }),
+            4 => {
+                for disk in [&self.data, &self.metadata] {
+                    disk.set_faults(FaultRates {
+                        slow: often,
+                        stuck: often * 4,
+                        ..FaultRates::default()
+                    });
+                }
+            }
+            5 => {
+                for disk in [&self.data, &self.metadata] {
+                    disk.set_faults(FaultRates {
+                        latent: often,
+                        ..FaultRates::default()
+                    });
+                }
+            }
+            6 => return Some((dice.below(100), self.data.clone())),
+            7 => return Some((dice.below(100), self.metadata.clone())),
+            _ => self.faulty.set(false),
+        }
+        None
+    }
+}
