@@ -23,11 +23,12 @@ def pool_on_files(lab, target, meta_mb=16, data_mb=128, blocks=(512, 512), **par
     return meta, data
 
 
-def host_of(lab, target, bdev, name='host'):
+def host_of(lab, target, bdev, name='host', **options):
+    """Exports a bdev, and makes a host for it. `options` are those of the host's NVMe bdevs."""
     port = free_port()
     export(target.process, bdev, [bdev], port)
-    return HostIO(lab.folder, host_config(lab.folder / f'{name}.json', 'remote', port, bdev),
-                  'remoten1', core_mask='0x1')
+    config = host_config(lab.folder / f'{name}.json', 'remote', port, bdev, **options)
+    return HostIO(lab.folder, config, 'remoten1', core_mask='0x1')
 
 
 def random_file(path, megabytes):
