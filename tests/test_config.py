@@ -16,25 +16,42 @@ from harness.target import host_config
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def tree_rpc(target, *words):
+    """SPDK's own rpc.py."""
+    done = subprocess.run([sys.executable, os.environ['SPDK_DM_RPC_PY'], '-s', target.process.socket,
+                           *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_save_config_recreates_everything(lab):
-    """A saved configuration alone brings pool, thin bdev and export back."""
+    """What rpc.py save_config of SPDK prints brings pool, thin bdevs and export back by itself, with
+    their data, and saves as the same configuration again."""
     target = lab.target()
-    pool_on_files(lab, target, features=['no_discard_passdown'])
-    target.rpc.call('thin_create', pool='pool', id=1, bdev_name='t1', size_mib=512)
+    rpc = target.rpc
+    pool_on_files(lab, target, features=['no_discard_passdown', 'error_if_no_space'])
+    rpc.call('thin_create', pool='pool', id=1, bdev_name='t1', size_mib=512)
+    rpc.call('thin_snapshot', pool='pool', id=2, origin_id=1)
+    rpc.call('thin_activate', pool='pool', id=2, bdev_name='s2', size_mib=512)
+    rpc.call('thin_create', pool='pool', id=3)
     host = host_of(lab, target, 't1')
     content = random_file(lab.folder / 'content', 2)
     host.run('write', str(content))
-    subsystems = []
-    for name in [s['subsystem'] for s in target.rpc.call('framework_get_subsystems')]:
-        subsystems.append({'subsystem': name, 'config': target.rpc.call('framework_get_config', name=name)})
     saved = lab.folder / 'saved.json'
-    saved.write_text(json.dumps({'subsystems': subsystems}))
-    before = target.rpc.call('thin_pool_status', name='pool')
+    saved.write_text(tree_rpc(target, 'save_config'))
+    before = rpc.call('thin_pool_status', name='pool')
+    table, devices = rpc.call('dm_table', name='pool'), rpc.call('thin_list', pool='pool')
     target.stop()
+
     again = lab.target(name='again', config=saved)
+    assert json.loads(tree_rpc(again, 'save_config')) == json.loads(saved.read_text())
     after = again.rpc.call('thin_pool_status', name='pool')
-    for field in ('state', 'used_data_blocks', 'data_block_size_sectors', 'discard'):
+    for field in ('state', 'used_data_blocks', 'data_block_size_sectors', 'discard', 'no_space',
+                  'metadata_bdev', 'data_bdev', 'active_devices'):
         assert after[field] == before[field]
+    assert again.rpc.call('dm_table', name='pool') == table
+    assert again.rpc.call('thin_list', pool='pool') == devices
     back = lab.folder / 'back'
     host.run('read', str(back), '--length', str(2 << 20))
     assert back.read_bytes() == content.read_bytes()
