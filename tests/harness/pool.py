@@ -28,7 +28,9 @@ def host_of(lab, target, bdev, name='host', **options):
     port = free_port()
     export(target.process, bdev, [bdev], port)
     config = host_config(lab.folder / f'{name}.json', 'remote', port, bdev, **options)
-    return HostIO(lab.folder, config, 'remoten1', core_mask='0x1')
+    host = HostIO(lab.folder, config, 'remoten1', core_mask='0x1')
+    host.port = port
+    return host
 
 
 def random_file(path, megabytes):

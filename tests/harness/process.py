@@ -130,6 +130,7 @@ class HostIO:
     def __init__(self, folder: Path, config: Path, bdev: str, core_mask: str = '0x2',
                  plugin: bool = False):
         self.folder = folder
+        self.port: Optional[int] = None  # Of the export, if it is one.
         self._plugin = plugin
         self._arguments = [program('spdk_dm_hostio'), '--json', str(config), '--bdev', bdev,
                            '--mask', core_mask, '--socket', str(folder / 'hostio.sock')]
