@@ -46,7 +46,7 @@ def slow_pool(lab, action):
 
 def close(lab, target):
     """Nothing is left under way: all closes, in order."""
-    target.rpc.call('nvmf_delete_subsystem', nqn=nqn('t1'))
+    target.rpc.call('nvmf_subsystem_remove_ns', nqn=nqn('t1'), nsid=1)
     target.rpc.call('thin_deactivate', bdev_name='t1')
     target.rpc.call('thin_pool_delete', name='pool')
     target.stop()
