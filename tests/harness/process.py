@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """SPDK processes: started with the right libraries, known by pid, and gone in the end."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -45,6 +46,31 @@ def options_for_memory(megabytes: int) -> List[str]:
     return ['-s', str(megabytes)] + ([no_huge] if no_huge else [])
 
 
+# Everything started and not yet seen to be gone, whoever started it and whatever became of him.
+_STARTED: List[subprocess.Popen] = []
+
+
+def launch(arguments: List[str], env: dict, output, **options) -> subprocess.Popen:
+    """Starts a program that `end_all` ends; `output` gets what it prints."""
+    process = subprocess.Popen(arguments, env=env, stdin=subprocess.DEVNULL, stdout=output,
+                               stderr=subprocess.STDOUT, **options)
+    _STARTED.append(process)
+    return process
+
+
+def end_all() -> None:
+    """Ends all that this harness has started and that still runs."""
+    while _STARTED:
+        process = _STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    sweep_traces()
+
+
+atexit.register(end_all)
+
+
 class SpdkProcess:
     """An SPDK program with an RPC socket. `plugin` preloads libspdk_dm.so into it alone."""
 
@@ -61,8 +87,7 @@ class SpdkProcess:
         # Unlinked, hugepages of a killed process are free again.
         arguments = command + ['--no-pci', '--huge-unlink', '-m', core_mask, '-r', self.socket]
         with open(self.log, 'ab') as log:
-            self.process = subprocess.Popen(arguments + options_for_memory(memory_mb), env=env,
-                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = launch(arguments + options_for_memory(memory_mb), env, log)
         self.rpc = RpcClient(self.socket)
 
     def wait_ready(self) -> None:
@@ -105,6 +130,7 @@ class HostIO:
     def __init__(self, folder: Path, config: Path, bdev: str, core_mask: str = '0x2',
                  plugin: bool = False):
         self.folder = folder
+        self.port: Optional[int] = None  # Of the export, if it is one.
         self._plugin = plugin
         self._arguments = [program('spdk_dm_hostio'), '--json', str(config), '--bdev', bdev,
                            '--mask', core_mask, '--socket', str(folder / 'hostio.sock')]
@@ -116,8 +142,7 @@ class HostIO:
         if self._plugin:
             env['LD_PRELOAD'] = program('libspdk_dm.so')
         with open(self.folder / 'hostio.log', 'ab') as log:
-            return subprocess.Popen(self._arguments + list(command), env=env,
-                                    stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return launch(self._arguments + list(command), env, log)
 
     def run(self, *command: str, timeout: Optional[float] = 300) -> None:
         process = self.start(*command)

@@ -44,10 +44,11 @@ def export(process: SpdkProcess, subsystem: str, bdevs: list, port: int) -> None
                              'trsvcid': str(port)})
 
 
-def host_config(path: Path, name: str, port: int, subsystem: str) -> Path:
-    """The JSON configuration of a host that attaches an exported bdev as `<name>n1`."""
+def host_config(path: Path, name: str, port: int, subsystem: str, **options) -> Path:
+    """The JSON configuration of a host that attaches an exported bdev as `<name>n1`. `options` are
+    those of SPDK's NVMe bdevs."""
     config = {'subsystems': [{'subsystem': 'bdev', 'config': [
-        {'method': 'bdev_nvme_set_options', 'params': {'retry_count': 0, 'timeout_us': 0}},
+        {'method': 'bdev_nvme_set_options', 'params': {'retry_count': 0, 'timeout_us': 0, **options}},
         {'method': 'bdev_nvme_attach_controller', 'params': attach_params(name, port, subsystem)},
     ]}]}
     path.write_text(json.dumps(config, indent=2))

@@ -1,6 +1,8 @@
 //! spdk_dm_hostio: an SPDK program that is the host in tests. It gets bdevs from a JSON configuration
 //! (an NVMe-oF controller, say) and carries out one command on one of them.
 
+mod ledger;
+mod stamp;
 mod stress;
 mod transfer;
 
@@ -65,9 +67,9 @@ enum Command {
         #[arg(long)]
         length: u64,
     },
-    /// Write stamped slots at random, flushing now and then, until stopped or an I/O fails.
+    /// Write, unmap and zero at random, flushing now and then, until done or an I/O fails.
     Stress(stress::Stress),
-    /// Check that each slot holds something that the state of a stress allows.
+    /// Check that each sector holds what the state of a stress allows.
     Verify {
         /// State file of the stress.
         state: PathBuf,

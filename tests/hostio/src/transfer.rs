@@ -38,6 +38,11 @@ impl Disk {
         }
     }
 
+    /// Block size.
+    pub fn block_bytes(&self) -> u64 {
+        u64::from(self.info.block_bytes)
+    }
+
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
         self.info.nr_blocks * u64::from(self.info.block_bytes)
@@ -68,18 +73,20 @@ impl Disk {
             .map_err(fail("flush"))
     }
 
-    /// Unmaps or zeroes a range, and flushes.
-    pub async fn clear(&self, how: &str, offset: u64, length: u64) -> Result<(), String> {
+    /// Unmaps or zeroes a range.
+    pub async fn range(&self, how: &str, offset: u64, length: u64) -> Result<(), String> {
         let kind = match how {
             "unmap" => IoKind::Unmap,
             "zeroes" => IoKind::WriteZeroes,
             _ => return Err(format!("'{how}' is neither unmap nor zeroes")),
         };
         let (at, count) = (self.blocks(offset)?, self.blocks(length)?);
-        self.channel
-            .range(kind, at, count)
-            .await
-            .map_err(fail(how))?;
+        self.channel.range(kind, at, count).await.map_err(fail(how))
+    }
+
+    /// Unmaps or zeroes a range, and flushes.
+    pub async fn clear(&self, how: &str, offset: u64, length: u64) -> Result<(), String> {
+        self.range(how, offset, length).await?;
         self.flush().await
     }
 

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A stress of a bdev by a host (tests/hostio), and what has come of it."""
+
+import struct
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from .process import HostIO, START_SECONDS
+from .pool import wait_for
+
+
+class Progress(NamedTuple):
+    """Operations, over all runs on one state file."""
+    issued: int
+    durable: int
+
+
+class Load:
+    """Writes, unmaps and zeroings under way on a bdev, with a state file that survives everything."""
+
+    def __init__(self, host: HostIO, state: Path, *options: str):
+        self._state = state
+        self._before = progress(state)
+        self._log = host.folder / 'hostio.log'
+        self.process: subprocess.Popen = host.start('stress', str(state), *options)
+
+    def wait_durable(self, operations: int) -> None:
+        """Until so many operations of this run are flushed and acknowledged."""
+        def enough():
+            code = self.process.poll()
+            assert code is None, f'the load ended with {code}:\n{self.tail()}'
+            return progress(self._state).durable >= self._before.durable + operations
+        wait_for(enough)
+
+    def end_by_itself(self) -> int:
+        """The exit code of a load whose bdev has failed. It is not killed: it must end."""
+        try:
+            return self.process.wait(timeout=START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f'the load hangs:\n{self.tail()}') from None
+
+    def kill(self) -> None:
+        """For a load whose target is gone: it may wait for it for ever."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def tail(self) -> str:
+        return self._log.read_text(errors='replace')[-2000:]
+
+
+def progress(state: Path) -> Progress:
+    """How far the stress of this state file has come (tests/hostio/src/ledger.rs)."""
+    if not state.exists():
+        return Progress(0, 0)
+    with open(state, 'rb') as file:
+        header = file.read(24)
+    if len(header) < 24:
+        return Progress(0, 0)
+    _, issued, durable = struct.unpack('<QQQ', header)
+    return Progress(issued, durable)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""bdevperf with the plugin in it: SPDK's own workloads on a thin bdev."""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from harness import options_for_memory, program
+from harness.process import environment, launch
+
+POOL = [
+    ('thin_pool_create', {'name': 'pool', 'metadata_bdev': 'meta', 'data_bdev': 'data'}),
+    ('thin_create', {'pool': 'pool', 'id': 1, 'bdev_name': 't1', 'size_mib': 100}),
+]
+
+
+def malloc(name, blocks):
+    return ('bdev_malloc_create', {'name': name, 'num_blocks': blocks, 'block_size': 512})
+
+
+def delay(name, base, latency_us):
+    latency = {f'{what}_{kind}_latency': latency_us for what in ('avg', 'p99')
+               for kind in ('read', 'write')}
+    return ('bdev_delay_create', {'base_bdev_name': base, 'name': name, **latency})
+
+
+def bdevperf(lab, workload, methods, seconds=2):
+    """Runs a workload on t1; it succeeds, without an error in its log. The I/O per second."""
+    config = lab.folder / 'perf.json'
+    config.write_text(json.dumps({'subsystems': [{'subsystem': 'bdev', 'config': [
+        {'method': method, 'params': params} for method, params in methods]}]}))
+    env = environment()
+    env['LD_PRELOAD'] = program('libspdk_dm.so')
+    process = launch([os.environ['SPDK_DM_BDEVPERF'], '--no-pci', '--huge-unlink', '-m', '0x3', '-r',
+                      str(lab.folder / 'perf.sock'), '--json', str(config), '-q', '16', '-o', '8192',
+                      '-w', workload, '-t', str(seconds), '-T', 't1'] + options_for_memory(512),
+                     env, subprocess.PIPE, text=True)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    for word in ('ERROR', 'IO error', 'mismatch', 'failed', 'Failed'):
+        assert word not in output, output
+    rates = re.findall(r'^\s*t1\s*:\s*([0-9.]+) IOPS', output, re.MULTILINE)
+    assert rates, output
+    return float(rates[-1])
+
+
+@pytest.mark.parametrize('workload', ['verify', 'unmap', 'write_zeroes', 'flush', 'randwrite'])
+def test_workload(lab, workload):
+    """Each of bdevperf's workloads runs through without an error, and really does I/O; `verify`
+    compares what it reads."""
+    assert bdevperf(lab, workload, [malloc('meta', 32768), malloc('data', 262144)] + POOL) > 0
+
+
+def test_reset_with_io_outstanding(lab):
+    """A reset of the thin bdev while reads and writes wait for a slow data bdev succeeds, and what is
+    read before and after it is right. bdevperf resets after ten seconds."""
+    methods = [malloc('meta', 32768), malloc('slow', 262144), delay('data', 'slow', 100000)]
+    assert bdevperf(lab, 'reset', methods + POOL, seconds=12) > 0
