@@ -54,6 +54,7 @@ def test_removed_under_load(lab, removed):
         assert 'errno' in load.tail()
         wait_for(lambda: rpc.call('thin_pool_status', name='pool')['state'] == 'waiting')
         refused(rpc, errno.ENODEV, ["'pool'", 'waiting', f"'{removed}'"], 'dm_status', name='pool')
+        assert f"'{removed}' was removed" in rpc.call('thin_pool_status', name='pool')['failure']
         assert not any(b['name'] == 't1' for b in rpc.call('bdev_get_bdevs'))
         thin_check(files['meta'])
 

@@ -268,13 +268,13 @@ impl Registry {
             )
         };
         let registry = Rc::downgrade(self);
-        let pool = params.name.clone();
+        let (pool, removed) = (params.name.clone(), bdev.to_owned());
         let desc = Descriptor::open(bdev, true, move |event| {
             if event == Event::Remove
                 && let Some(registry) = registry.upgrade()
             {
-                let pool = pool.clone();
-                spdk::executor::spawn(async move { registry.base_removed(&pool).await });
+                let (pool, bdev) = (pool.clone(), removed.clone());
+                spdk::executor::spawn(async move { registry.base_removed(&pool, &bdev).await });
             }
         })
         .map_err(|errno| match errno {
@@ -513,7 +513,7 @@ impl Registry {
     }
 
     /// A base bdev is going away: so do the pool's bdevs, and the pool until it comes back.
-    async fn base_removed(self: Rc<Self>, pool: &str) {
+    async fn base_removed(self: Rc<Self>, pool: &str, bdev: &str) {
         {
             let mut pools = self.pools.borrow_mut();
             let Some(entry) = pools.get_mut(pool) else {
@@ -523,9 +523,12 @@ impl Registry {
                 return;
             }
             entry.closing = true;
+            entry.failure = Some(format!(
+                "pool '{pool}': bdev '{bdev}' was removed; the pool opens again when it is back"
+            ));
         }
         log::warn!(
-            "a base bdev of pool '{pool}' is being removed; the pool closes until it is back"
+            "pool '{pool}': bdev '{bdev}' is being removed; the pool closes until it is back"
         );
         let bdevs: Vec<String> = self
             .thins

@@ -43,6 +43,7 @@ impl Client {
                 8..=13 => self.read(&volume, &dev).await,
                 14..=15 => self.range(&volume, &dev, IoKind::Discard).await,
                 16 => self.range(&volume, &dev, IoKind::WriteZeroes).await,
+                19 if !self.world.shape.resets => self.read(&volume, &dev).await,
                 17..=18 => self.flush(&volume, &dev).await,
                 _ => {
                     self.world.executor.count("resets");
@@ -126,7 +127,9 @@ impl Client {
         };
         let no_space = errno == Errno::ENOSPC && kind != IoKind::Read && kind != IoKind::Flush;
         // A reset fails what waits for space.
-        let was_reset = errno == Errno::EIO && matches!(kind, IoKind::Write | IoKind::WriteZeroes);
+        let was_reset = self.world.shape.resets
+            && errno == Errno::EIO
+            && matches!(kind, IoKind::Write | IoKind::WriteZeroes);
         if !(excused || no_space || was_reset) {
             self.world.fail(format!(
                 "{kind:?} failed for no reason: {errno} in mode {mode:?}"

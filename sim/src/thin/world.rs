@@ -27,6 +27,8 @@ pub struct Shape {
     pub clients: u64,
     /// Data blocks of the pool at first.
     pub data_blocks: u64,
+    /// Clients reset devices now and then, which fails what waits for space.
+    pub resets: bool,
     /// The pool's options.
     pub config: PoolConfig,
 }
@@ -55,6 +57,7 @@ impl Shape {
             cores: 1 + dice.below(3),
             clients: 1 + dice.below(6),
             data_blocks: 8 + dice.below(80),
+            resets: dice.one_in(3),
             config,
         }
     }
