@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools hugepages build check unit sim integration test demo run bench clean
+.PHONY: help cargo spdk tools hugepages build check unit sim mutations integration test demo run bench clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -10,6 +10,7 @@ UNIT ?=
 SEEDS ?= 200
 START ?= 1
 TRACE ?=
+MUTATE ?=
 BENCH ?=
 DEMO ?=
 
@@ -47,7 +48,10 @@ unit: cargo ## Unit, property and simulator tests
 	@$(WITH) cargo test --release --workspace $(INSIDE_SPDK:%=--exclude %) --no-fail-fast $(UNIT)
 
 sim: cargo ## Simulated pools with faults and crashes: SEEDS seeds from START on, TRACE=1 tells all
-	@$(WITH) --build cargo run --release -q -p sim -- --seeds $(SEEDS) --start $(START) $(if $(TRACE),--trace)
+	@cargo run --release -q -p sim -- --seeds $(SEEDS) --start $(START) $(if $(TRACE),--trace)
+
+mutations: cargo ## Break promises one by one; the simulator must notice (writes docs/mutations.md)
+	@sim/mutate $(MUTATE)
 
 integration: build ## Tests on real SPDK targets
 	@$(PYTHON) -m pytest -q tests $(PYTEST)

@@ -1,5 +1,6 @@
 //! Commits, and what a pool does when it runs out of space or its metadata fails (thin.md 5, 6, 9).
 
+use super::events::PoolEvent;
 use super::map::{PoolMode, Thin, ThinDev};
 use super::metadata::{ThinError, ThinMetadata};
 use super::pool::{NO_DEVICE, Pool};
@@ -130,35 +131,23 @@ impl Pool {
     }
 
     fn update_space_modes(&self, metadata: &ThinMetadata) {
+        self.check_low_metadata(metadata);
         if metadata.nr_free_metadata() <= metadata.metadata_reserve() {
             if !self.shared.mode().refuses_changes() {
                 log::error!(
                     "pool '{}': out of metadata space, now read-only; grow the metadata bdev and reload the pool",
                     self.config.name
                 );
-                self.shared.set_mode(PoolMode::OutOfMetadataSpace);
+                self.change_mode(PoolMode::OutOfMetadataSpace);
                 self.fail_no_space(Errno::EIO, |_| true);
             }
         } else if self.shared.mode() == PoolMode::OutOfDataSpace && metadata.nr_free_data() > 0 {
             log::info!("pool '{}': data space is available again", self.config.name);
-            self.shared.set_mode(PoolMode::Write);
+            self.change_mode(PoolMode::Write);
             self.no_space_errors.set(false);
             for waiting in self.no_space.take() {
                 self.channels.retry(&waiting);
             }
-        }
-    }
-
-    pub(super) fn check_low_water(&self, metadata: &ThinMetadata) {
-        if metadata.nr_free_data() <= self.config.low_water_mark_blocks
-            && !self.low_water_triggered.replace(true)
-        {
-            log::warn!(
-                "pool '{}': {} data blocks left, low water mark is {}",
-                self.config.name,
-                metadata.nr_free_data(),
-                self.config.low_water_mark_blocks
-            );
         }
     }
 
@@ -170,7 +159,7 @@ impl Pool {
             "pool '{}': out of data space; discard, delete devices, or grow the data bdev",
             self.config.name
         );
-        self.shared.set_mode(PoolMode::OutOfDataSpace);
+        self.change_mode(PoolMode::OutOfDataSpace);
         self.no_space_round.set(self.no_space_round.get() + 1);
     }
 
@@ -218,6 +207,7 @@ impl Pool {
                     self.config.name,
                     self.config.no_space_timeout.as_secs()
                 );
+                self.emit(PoolEvent::NoSpaceTimeout);
                 self.fail_no_space(Errno::ENOSPC, |_| true);
             }
         }
@@ -230,7 +220,7 @@ impl Pool {
             "pool '{}': {error}; going back to the last commit, read-only from now on",
             self.config.name
         );
-        self.shared.set_mode(PoolMode::ReadOnly);
+        self.change_mode(PoolMode::ReadOnly);
         let devices: Vec<Arc<ThinDev>> = self.active.borrow().values().cloned().collect();
         for dev in &devices {
             if dev.dirty.load(Ordering::Acquire) {
@@ -249,7 +239,7 @@ impl Pool {
                 "pool '{}': {error}; cannot record that a check is needed, all I/O fails",
                 self.config.name
             );
-            self.shared.set_mode(PoolMode::Fail);
+            self.change_mode(PoolMode::Fail);
         }
         self.fail_no_space(Errno::EIO, |_| true);
     }

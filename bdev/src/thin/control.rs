@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 impl Pool {
-    fn writable(&self) -> Result<(), PoolError> {
+    pub(super) fn writable(&self) -> Result<(), PoolError> {
         let (mode, remedy) = match self.shared.mode() {
             PoolMode::Write | PoolMode::OutOfDataSpace => return Ok(()),
             PoolMode::OutOfMetadataSpace => (
@@ -29,7 +29,7 @@ impl Pool {
         })
     }
 
-    fn check_open(&self) -> Result<(), PoolError> {
+    pub(super) fn check_open(&self) -> Result<(), PoolError> {
         match self.closed.get() {
             false => Ok(()),
             true => Err(PoolError::Closed {
@@ -54,7 +54,7 @@ impl Pool {
     }
 
     /// Refusals leave the transaction as it was; anything else has to be undone as a whole.
-    async fn settle<V>(
+    pub(super) async fn settle<V>(
         &self,
         metadata: &mut ThinMetadata,
         result: Result<V, ThinError>,

@@ -4,11 +4,13 @@
 //! - [`map`], [`cache`]: the hot path and the published mappings it reads.
 //! - [`pool`]: the owner: opening, its message loop, closing.
 //! - `worker`, `ranges`, `commit`: the slow paths the owner runs as tasks.
-//! - `control`: what RPCs and messages ask for. [`status`]: what they are told.
+//! - `control`, `grow`: what RPCs and messages ask for, and growth. [`events`]: what watchers are told. [`status`]: what they are told.
 
 pub mod cache;
 mod commit;
 mod control;
+pub mod events;
+mod grow;
 pub mod map;
 pub mod metadata;
 pub mod pool;
@@ -16,5 +18,6 @@ mod ranges;
 pub mod status;
 mod worker;
 
+pub use events::PoolEvent;
 pub use map::{PoolMode, PoolShared, Thin, ThinDev};
 pub use pool::{Pool, PoolConfig, PoolError};

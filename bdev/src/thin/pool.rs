@@ -6,6 +6,7 @@
 
 use super::cache::{MappingCache, MappingCacheStats};
 use super::commit::CommitRounds;
+use super::events::PoolEvent;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
 use super::metadata::{OpenOptions, ThinError, ThinMetadata};
 use crate::channel::{ChannelId, Deferred, ToOwner};
@@ -173,6 +174,9 @@ pub struct PoolCounters {
     pub discarded: u64,
 }
 
+/// Told of events.
+pub(super) type Watcher = Box<dyn Fn(&PoolEvent)>;
+
 /// A thin pool, on its owner's core.
 pub struct Pool {
     pub(super) me: Weak<Pool>,
@@ -199,6 +203,9 @@ pub struct Pool {
     /// Since the last commit a mapping was taken away, so a block may have become free.
     pub(super) unmapped_some: Cell<bool>,
     pub(super) low_water_triggered: Cell<bool>,
+    /// Free metadata is at its threshold or below.
+    pub(super) low_metadata: Cell<bool>,
+    pub(super) watcher: RefCell<Option<Watcher>>,
     pub(super) counters: Cell<PoolCounters>,
     /// Tasks working on I/O, per device.
     pub(super) tasks: RefCell<HashMap<u32, u64>>,
@@ -290,6 +297,8 @@ impl Pool {
             freed: RefCell::default(),
             unmapped_some: Cell::new(false),
             low_water_triggered: Cell::new(false),
+            low_metadata: Cell::new(false),
+            watcher: RefCell::default(),
             counters: Cell::default(),
             tasks: RefCell::default(),
             idle: RefCell::default(),

@@ -65,7 +65,7 @@ impl PoolStatus {
             discard_passdown: pool.passes_down(),
             error_if_no_space: pool.config.error_if_no_space || pool.no_space_errors.get(),
             needs_check: metadata.needs_check(),
-            metadata_low_water_blocks: (total / 4).min(1024),
+            metadata_low_water_blocks: metadata.metadata_low_water(),
             data_block_size_sectors: pool.config.data_block_size_sectors,
             active_devices: pool.active.borrow().len(),
             counters: pool.counters.get(),

@@ -41,6 +41,7 @@ impl Manager {
             (8, _) => self.set_transaction_id().await,
             (9, _) => self.metadata_snap().await,
             (10, _) => self.look().await,
+            (11, _) => self.grow().await,
             _ => {}
         }
     }
@@ -225,6 +226,24 @@ impl Manager {
             Ok(()) => self.world.executor.count("metadata snapshots"),
             Err(error) if error.errno() == Errno::EBUSY || error.errno() == Errno::EINVAL => {}
             Err(error) => self.judge("metadata snapshot", &error),
+        }
+    }
+
+    /// The disks grow under the open pool.
+    async fn grow(&self) {
+        let dice = &self.world.executor;
+        if dice.one_in(2) {
+            let blocks = dice.below(4) * self.world.shape.per_block();
+            self.world
+                .data
+                .grow(blocks, super::world::Shape::stale(1 << 41));
+        }
+        if dice.one_in(2) {
+            self.world.metadata.grow(dice.below(12) * 8, 0);
+        }
+        match self.pool.grow().await {
+            Ok(()) => dice.count("growth of an open pool"),
+            Err(error) => self.judge("grow", &error),
         }
     }
 

@@ -18,6 +18,7 @@ pub use superblock::Superblock;
 
 use persistent_data::btree;
 use persistent_data::device::{BLOCK_BYTES, BlockDevice};
+use persistent_data::space_map::MAX_METADATA_BLOCKS;
 use persistent_data::tm::{DiskSpaceMap, TransactionManager, write_superblock};
 use refs::{DataRefs, TIME_BITS};
 use std::cell::{Cell, RefCell};
@@ -320,6 +321,16 @@ impl ThinMetadata {
     /// Metadata blocks that are never reported as free (thin.md 6).
     pub fn metadata_reserve(&self) -> u64 {
         (self.nr_metadata_blocks() / 10).min(4096)
+    }
+
+    /// Free metadata at which an event is due (thin.md 6).
+    pub fn metadata_low_water(&self) -> u64 {
+        (self.nr_metadata_blocks() / 4).min(1024)
+    }
+
+    /// Whether the metadata device is larger than what is in use of it, as far as the format goes.
+    pub fn metadata_device_has_grown(&self) -> bool {
+        self.device.nr_blocks().min(MAX_METADATA_BLOCKS) > self.nr_metadata_blocks()
     }
 
     /// Whether free metadata is so low that a transaction should end: that frees what it has shadowed,
