@@ -8,7 +8,7 @@ use crate::devices::{DataBdev, MetadataBdev};
 use crate::host::{PoolChannel, SpdkRuntime};
 use bdev::errno::Errno;
 use bdev::target::{IoKind as Kind, Request};
-use bdev::thin::{Pool, PoolConfig, PoolError, ThinDev};
+use bdev::thin::{Pool, PoolConfig, PoolError, PoolEvent, ThinDev};
 use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::params::{ThinActivate, ThinPoolCreate};
@@ -102,6 +102,9 @@ pub struct DmModule;
 impl Module for DmModule {
     fn init(&self) -> Result<(), i32> {
         let registry = ThreadBound::new(Rc::new(Registry::default())).ok_or(22)?;
+        for name in PoolEvent::NAMES {
+            spdk::logging::register_notification(name)?;
+        }
         REGISTRY.set(registry).map_err(|_| 17)
     }
 
@@ -246,6 +249,8 @@ impl Registry {
             PoolChannel::new(&channel_data, owner.clone())
         })
         .ok_or_else(|| RpcError::new(Errno::ENOMEM, "out of memory"))?;
+        let name = params.name.clone();
+        pool.watch(move |event| spdk::logging::notify(event.name(), &notification(&name, event)));
         log::info!("pool '{}' is open", params.name);
         Ok(Rc::new(OpenPool {
             pool,
@@ -270,11 +275,18 @@ impl Registry {
         let registry = Rc::downgrade(self);
         let (pool, removed) = (params.name.clone(), bdev.to_owned());
         let desc = Descriptor::open(bdev, true, move |event| {
-            if event == Event::Remove
-                && let Some(registry) = registry.upgrade()
-            {
-                let (pool, bdev) = (pool.clone(), removed.clone());
-                spdk::executor::spawn(async move { registry.base_removed(&pool, &bdev).await });
+            let Some(registry) = registry.upgrade() else {
+                return;
+            };
+            let (pool, bdev) = (pool.clone(), removed.clone());
+            match event {
+                Event::Remove => {
+                    spdk::executor::spawn(async move { registry.base_removed(&pool, &bdev).await });
+                }
+                Event::Resize => {
+                    spdk::executor::spawn(async move { registry.base_resized(&pool).await });
+                }
+                Event::Other => {}
             }
         })
         .map_err(|errno| match errno {
@@ -542,6 +554,16 @@ impl Registry {
         self.close_idle_pools();
     }
 
+    /// A base bdev has another size.
+    async fn base_resized(self: Rc<Self>, pool: &str) {
+        // A pool that is not open looks at the sizes when it opens.
+        if let Ok(open) = self.open_entry(pool)
+            && let Err(error) = open.pool.grow().await
+        {
+            log::error!("pool '{pool}' does not follow the size of its bdevs: {error}");
+        }
+    }
+
     /// Closes a pool without active devices.
     pub async fn close_pool(self: &Rc<Self>, name: &str) -> Result<(), RpcError> {
         let open = {
@@ -650,6 +672,21 @@ impl Registry {
                 keep: true,
             },
         );
+    }
+}
+
+/// A notification's context: the pool, and what there is to say.
+fn notification(pool: &str, event: &PoolEvent) -> String {
+    match event {
+        PoolEvent::Mode(mode) => format!("{pool} {}", rpc::status::mode_word(*mode)),
+        PoolEvent::LowData { free_blocks } | PoolEvent::LowMetadata { free_blocks } => {
+            format!("{pool} {free_blocks}")
+        }
+        PoolEvent::NoSpaceTimeout => pool.to_owned(),
+        PoolEvent::Grown {
+            data_blocks,
+            metadata_blocks,
+        } => format!("{pool} {data_blocks} {metadata_blocks}"),
     }
 }
 

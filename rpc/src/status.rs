@@ -4,7 +4,8 @@ use bdev::thin::PoolMode;
 use bdev::thin::status::{PoolStatus, ThinStatus};
 use serde_json::{Value, json};
 
-fn mode_word(mode: PoolMode) -> &'static str {
+/// A mode in the kernel's word.
+pub fn mode_word(mode: PoolMode) -> &'static str {
     match mode {
         PoolMode::Write => "rw",
         PoolMode::OutOfDataSpace => "out_of_data_space",
@@ -73,6 +74,8 @@ pub fn pool_json(name: &str, status: &PoolStatus) -> Value {
         "no_space": no_space_word(status),
         "needs_check": status.needs_check,
         "metadata_low_water_blocks": status.metadata_low_water_blocks,
+        "low_data": status.low_data,
+        "low_metadata": status.low_metadata,
         "active_devices": status.active_devices,
         "commits": counters.commits,
         "provisioned_blocks": counters.provisioned,

@@ -71,6 +71,12 @@ sdm_log(int level, const char *file, int line, const char *func, const char *tex
 	spdk_log(levels[level < 0 || level > 4 ? 0 : level], file, line, func, "%s\n", text);
 }
 
+int
+sdm_notify_register(const char *type)
+{
+	return spdk_notify_type_register(type) != NULL ? 0 : -ENOMEM;
+}
+
 void
 sdm_notify(const char *type, const char *context)
 {

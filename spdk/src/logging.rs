@@ -43,6 +43,15 @@ pub fn init() {
     }
 }
 
+/// Makes a kind of notification known, so that `notify_get_types` lists it. Error: ENOMEM.
+pub fn register_notification(kind: &str) -> Result<(), i32> {
+    // SAFETY: the string is copied during the call.
+    match unsafe { ffi::sdm_notify_register(ffi::c_string(kind).as_ptr()) } {
+        0 => Ok(()),
+        rc => Err(-rc),
+    }
+}
+
 /// Sends an SPDK notification, on an SPDK thread.
 pub fn notify(kind: &str, context: &str) {
     // SAFETY: the strings are copied during the call.

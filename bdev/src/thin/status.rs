@@ -32,6 +32,10 @@ pub struct PoolStatus {
     pub needs_check: bool,
     /// Free metadata at which an event is due.
     pub metadata_low_water_blocks: u64,
+    /// Free data blocks have reached the low water mark.
+    pub low_data: bool,
+    /// Free metadata blocks have reached their threshold.
+    pub low_metadata: bool,
     /// Size of a data block.
     pub data_block_size_sectors: u32,
     /// Active devices.
@@ -66,6 +70,8 @@ impl PoolStatus {
             error_if_no_space: pool.config.error_if_no_space || pool.no_space_errors.get(),
             needs_check: metadata.needs_check(),
             metadata_low_water_blocks: metadata.metadata_low_water(),
+            low_data: pool.low_water_triggered.get(),
+            low_metadata: pool.low_metadata.get(),
             data_block_size_sectors: pool.config.data_block_size_sectors,
             active_devices: pool.active.borrow().len(),
             counters: pool.counters.get(),
