@@ -23,6 +23,10 @@ pub trait Host: 'static {
     /// [`Channel::forwarded`] with the ticket.
     fn forward(&self, io: Self::Io, base: BaseId, block: u64, ticket: Ticket);
 
+    /// The same for a read of which the base device has only the first `nr_blocks` logical blocks: the
+    /// rest of the buffers is filled with zeroes.
+    fn forward_head(&self, io: Self::Io, base: BaseId, block: u64, nr_blocks: u64, ticket: Ticket);
+
     /// Fills the I/O's buffers with zeroes and completes it.
     fn complete_zeroes(&self, io: Self::Io);
 
@@ -202,6 +206,15 @@ impl<T: Target, H: Host> Channel<T, H> {
                 self.in_flight.set(self.in_flight.get() + 1);
                 self.host
                     .forward(io, base, block, Ticket(self.epoch.get() << 1));
+            }
+            Map::RemapHead {
+                base,
+                block,
+                nr_blocks,
+            } => {
+                self.in_flight.set(self.in_flight.get() + 1);
+                let ticket = Ticket(self.epoch.get() << 1);
+                self.host.forward_head(io, base, block, nr_blocks, ticket);
             }
             Map::Zeroes => self.host.complete_zeroes(io),
             Map::Done => self.host.complete(io, Ok(())),

@@ -5,6 +5,7 @@
 
 use crate::errno::Errno;
 use async_trait::async_trait;
+use std::any::Any;
 use std::rc::Rc;
 
 /// Bytes per sector, the unit of every on-disk size and of table lines.
@@ -26,15 +27,41 @@ pub trait DataDevice {
     /// Makes a range read as zeroes.
     async fn zero(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno>;
 
-    /// Copies one range of the device to another; the two do not overlap.
-    async fn copy(&self, from_sectors: u64, to_sectors: u64, len_sectors: u64)
-    -> Result<(), Errno>;
+    /// Reads a range, to be written to this or another device of the same host.
+    async fn read(&self, offset_sectors: u64, len_sectors: u64) -> Result<Contents, Errno>;
+
+    /// Writes what a device of the same host has read. Error: EINVAL for anything else.
+    async fn write(&self, offset_sectors: u64, contents: Contents) -> Result<(), Errno>;
 
     /// Tells the device that a range is no longer needed.
     async fn discard(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno>;
 
     /// Makes every write completed before this call durable.
     async fn flush(&self) -> Result<(), Errno>;
+}
+
+/// What was read, in a host's own form.
+pub type Contents = Box<dyn Any>;
+
+/// Copies go in pieces of this size, to bound memory.
+const PIECE_SECTORS: u64 = 2048;
+
+/// Copies a range of one device to another, or elsewhere on the same; the two do not overlap.
+pub async fn copy(
+    from: &dyn DataDevice,
+    from_sectors: u64,
+    to: &dyn DataDevice,
+    to_sectors: u64,
+    len_sectors: u64,
+) -> Result<(), Errno> {
+    let mut at = 0;
+    while at < len_sectors {
+        let len = PIECE_SECTORS.min(len_sectors - at);
+        let contents = from.read(from_sectors + at, len).await?;
+        to.write(to_sectors + at, contents).await?;
+        at += len;
+    }
+    Ok(())
 }
 
 /// A shared handle on a data device.

@@ -36,7 +36,7 @@ pub struct Request {
     pub nr_blocks: u64,
 }
 
-/// One of the devices under a target. Which number means which device is the target's choice.
+/// One of the devices under a volume. Which number means which device is the target's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BaseId(pub u8);
 
@@ -49,6 +49,15 @@ pub enum Map {
         base: BaseId,
         /// First logical block there.
         block: u64,
+    },
+    /// A read of which only the head is on a base device; the rest reads as zeroes.
+    RemapHead {
+        /// The base device.
+        base: BaseId,
+        /// First logical block there.
+        block: u64,
+        /// Logical blocks to be read, at least one, fewer than asked for.
+        nr_blocks: u64,
     },
     /// A read of nothing: fill the buffers with zeroes and complete.
     Zeroes,

@@ -180,6 +180,7 @@ impl Backend for Methods {
                 bdev_name: params.bdev_name,
                 size_mib: params.size_mib,
                 size_sectors: None,
+                origin_bdev: params.origin_bdev,
                 create: false,
                 wait: false,
             };
@@ -220,6 +221,14 @@ impl Backend for Methods {
                 self.0.declare_thin(params);
                 return Ok(json!(name));
             }
+        }
+        let missing = params
+            .origin_bdev
+            .as_deref()
+            .is_some_and(|origin| !spdk::base::exists(origin));
+        if params.wait && missing {
+            self.0.declare_thin(params);
+            return Ok(json!(name));
         }
         self.0.activate(&params).await?;
         Ok(json!(name))
@@ -326,7 +335,9 @@ impl Backend for Methods {
             };
             return Ok(json!(table::pool_line(length, &entry.params)));
         }
-        let (pool, id, sectors) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
-        Ok(json!(table::thin_line(sectors, &pool, id)))
+        let (_, _, sectors) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
+        let thins = self.0.thins.borrow();
+        let thin = thins.get(&name).ok_or_else(|| Self::no_device(&name))?;
+        Ok(json!(table::thin_line(sectors, &thin.params)))
     }
 }

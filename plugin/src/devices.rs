@@ -1,14 +1,14 @@
 //! The owner's slow-path access to base bdevs, as the traits of `bdev` and `persistent-data`.
 
 use async_trait::async_trait;
-use bdev::device::{DataDevice, SECTOR_BYTES};
+use bdev::device::{Contents, DataDevice, SECTOR_BYTES};
 use bdev::errno::Errno;
 use persistent_data::device::{BLOCK_BYTES, BlockBytes, BlockDevice, DeviceError};
 use spdk::base::{BaseChannel, Info, IoKind};
 use spdk::dma::DmaBuf;
 use std::cell::RefCell;
 
-/// Copies and zeroings go in pieces of this size, to bound memory.
+/// Zeroings go in pieces of this size, to bound memory.
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// A few buffers kept for the next I/O of their size.
@@ -167,25 +167,16 @@ impl DataDevice for DataBdev {
         Ok(())
     }
 
-    async fn copy(
-        &self,
-        from_sectors: u64,
-        to_sectors: u64,
-        len_sectors: u64,
-    ) -> Result<(), Errno> {
-        for (at, len) in Self::pieces(len_sectors) {
-            let buf = DmaBuf::new((len * SECTOR_BYTES) as usize).ok_or(Errno::ENOMEM)?;
-            let buf = self
-                .channel
-                .read(buf, self.blocks(from_sectors + at))
-                .await
-                .map_err(Errno)?;
-            self.channel
-                .write(buf, self.blocks(to_sectors + at))
-                .await
-                .map_err(Errno)?;
-        }
-        Ok(())
+    async fn read(&self, offset_sectors: u64, len_sectors: u64) -> Result<Contents, Errno> {
+        let buf = DmaBuf::new((len_sectors * SECTOR_BYTES) as usize).ok_or(Errno::ENOMEM)?;
+        let buf = self.channel.read(buf, self.blocks(offset_sectors)).await;
+        Ok(Box::new(buf.map_err(Errno)?))
+    }
+
+    async fn write(&self, offset_sectors: u64, contents: Contents) -> Result<(), Errno> {
+        let buf = contents.downcast::<DmaBuf>().map_err(|_| Errno::EINVAL)?;
+        let written = self.channel.write(*buf, self.blocks(offset_sectors)).await;
+        written.map(drop).map_err(Errno)
     }
 
     async fn discard(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno> {

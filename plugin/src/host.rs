@@ -5,6 +5,7 @@ use bdev::errno::Errno;
 use bdev::runtime::Runtime;
 use bdev::target::BaseId;
 use bdev::thin::Thin;
+use bdev::thin::map::ORIGIN;
 use futures::channel::mpsc::UnboundedSender;
 use futures::future::LocalBoxFuture;
 use spdk::base::{BaseChannel, Descriptor};
@@ -47,8 +48,15 @@ impl Host for SpdkHost {
     type Io = BdevIo;
 
     #[inline]
-    fn forward(&self, io: BdevIo, _: BaseId, block: u64, ticket: Ticket) {
-        io.forward(&self.data, self.data.descriptor(), block, ticket.into_raw());
+    fn forward(&self, io: BdevIo, base: BaseId, block: u64, ticket: Ticket) {
+        match base {
+            ORIGIN => io.forward_other(block, None, ticket.into_raw()),
+            _ => io.forward(&self.data, self.data.descriptor(), block, ticket.into_raw()),
+        }
+    }
+
+    fn forward_head(&self, io: BdevIo, _: BaseId, block: u64, nr_blocks: u64, ticket: Ticket) {
+        io.forward_other(block, Some(nr_blocks), ticket.into_raw());
     }
 
     fn complete_zeroes(&self, io: BdevIo) {

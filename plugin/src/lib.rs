@@ -7,6 +7,7 @@ mod backend;
 mod devices;
 mod host;
 mod registry;
+mod thins;
 
 use registry::DmModule;
 

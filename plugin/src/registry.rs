@@ -7,16 +7,15 @@
 use crate::devices::{DataBdev, MetadataBdev};
 use crate::host::{PoolChannel, SpdkRuntime};
 use bdev::errno::Errno;
-use bdev::target::{IoKind as Kind, Request};
-use bdev::thin::{Pool, PoolConfig, PoolError, PoolEvent, ThinDev};
+use bdev::thin::{Pool, PoolConfig, PoolEvent};
 use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::params::{ThinActivate, ThinPoolCreate};
 use spdk::base::{self, BaseChannel, Descriptor, Event, IoKind};
-use spdk::io_device::{IoChannel, IoDevice};
+use spdk::io_device::IoDevice;
 use spdk::module::{ExamineDone, FiniDone, Module};
 use spdk::thread::ThreadBound;
-use spdk::vbdev::{BdevIo, Destructed, Driver, Params, Vbdev};
+use spdk::vbdev::Vbdev;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -29,8 +28,10 @@ const MAX_CACHE_MIB: u64 = 1 << 20;
 pub struct OpenPool {
     /// The pool.
     pub pool: Rc<Pool>,
-    channels: Arc<IoDevice<PoolChannel>>,
-    data: Descriptor,
+    /// Its channels on all cores.
+    pub channels: Arc<IoDevice<PoolChannel>>,
+    /// Its data bdev.
+    pub data: Descriptor,
     metadata: Descriptor,
 }
 
@@ -74,8 +75,8 @@ pub struct ThinEntry {
     pub vbdev: Option<Vbdev>,
     /// Registered, or on its way out.
     pub registered: bool,
-    /// Comes back when the pool does.
-    keep: bool,
+    /// Comes back when the pool and its external origin do.
+    pub keep: bool,
 }
 
 /// All pools and thin bdevs.
@@ -140,10 +141,16 @@ impl Module for DmModule {
             })
             .map(|(name, _)| name.clone())
             .collect();
-        if ready.is_empty() || registry.stopping.get() {
+        let origins_came = registry.thins_ready();
+        if (ready.is_empty() && origins_came.is_empty()) || registry.stopping.get() {
             return;
         }
         spdk::executor::spawn(async move {
+            for thin in origins_came {
+                if let Err(error) = registry.activate(&thin).await {
+                    log::error!("{}", error.message);
+                }
+            }
             for name in ready {
                 if let Err(error) = registry.open_pool(&name).await {
                     log::error!("pool '{name}' cannot open: {}", error.message);
@@ -154,7 +161,8 @@ impl Module for DmModule {
     }
 }
 
-fn call(method: &str, params: &impl serde::Serialize) -> String {
+/// A call of a configuration file.
+pub fn call(method: &str, params: &impl serde::Serialize) -> String {
     serde_json::json!({ "method": method, "params": params }).to_string()
 }
 
@@ -391,139 +399,6 @@ impl Registry {
         let _ = opening.await;
     }
 
-    /// Registers the bdev of a thin device of an open pool.
-    pub async fn activate(self: &Rc<Self>, params: &ThinActivate) -> Result<(), RpcError> {
-        let open = self.open_entry(&params.pool)?;
-        let name = params.bdev_name();
-        let taken = self
-            .thins
-            .borrow()
-            .get(&name)
-            .is_some_and(|thin| thin.registered);
-        if taken || base::exists(&name) {
-            return Err(RpcError::new(
-                Errno::EEXIST,
-                format!("there is a bdev '{name}' already; choose another bdev_name"),
-            ));
-        }
-        let nr_sectors = params.nr_sectors()?;
-        let refuse = |error: PoolError| {
-            RpcError::new(error.errno(), format!("pool '{}': {error}", params.pool))
-        };
-        if params.create {
-            match open.pool.create_thin(params.id).await {
-                Err(error) if error.errno() != Errno::EEXIST => return Err(refuse(error)),
-                _ => {}
-            }
-        }
-        let dev = open
-            .pool
-            .activate(params.id, nr_sectors)
-            .await
-            .map_err(refuse)?;
-        let info = open.data.info();
-        let shared = open.pool.shared();
-        let boundary = u32::try_from(shared.logical_per_block()).unwrap_or(0);
-        let registered = Vbdev::register(
-            &Params {
-                name: name.clone(),
-                product_name: "spdk-dm thin".to_owned(),
-                block_bytes: info.block_bytes,
-                nr_blocks: dev.nr_logical_blocks,
-                optimal_boundary_blocks: boundary,
-                write_cache: true,
-                uuid: [0; 16],
-            },
-            ThinDriver {
-                dev: dev.clone(),
-                channels: open.channels.clone(),
-                params: ThinActivate {
-                    bdev_name: Some(name.clone()),
-                    create: false,
-                    wait: true,
-                    ..params.clone()
-                },
-                discards: !open.pool.config().ignore_discard,
-            },
-        );
-        match registered {
-            Ok(vbdev) => {
-                self.thins.borrow_mut().insert(
-                    name.clone(),
-                    ThinEntry {
-                        params: params.clone(),
-                        vbdev: Some(vbdev),
-                        registered: true,
-                        keep: false,
-                    },
-                );
-                Ok(())
-            }
-            Err(errno) => {
-                let _ = open.pool.deactivate(params.id).await;
-                Err(RpcError::new(
-                    Errno(errno),
-                    format!("bdev '{name}' cannot be registered"),
-                ))
-            }
-        }
-    }
-
-    /// Unregisters a thin bdev and waits until it is gone.
-    pub async fn deactivate(&self, bdev_name: &str, keep: bool) -> Result<(), RpcError> {
-        let vbdev = {
-            let mut thins = self.thins.borrow_mut();
-            let Some(thin) = thins.get_mut(bdev_name) else {
-                return Err(RpcError::new(
-                    Errno::ENODEV,
-                    format!("there is no thin bdev '{bdev_name}'; see thin_list"),
-                ));
-            };
-            thin.keep = keep;
-            if !thin.registered {
-                thins.remove(bdev_name);
-                return Ok(());
-            }
-            thin.vbdev.take().ok_or_else(|| {
-                RpcError::new(Errno::EBUSY, format!("bdev '{bdev_name}' is being removed"))
-            })?
-        };
-        vbdev.unregister().await;
-        Ok(())
-    }
-
-    /// Called when all channels of a thin bdev are gone, whoever unregistered it.
-    async fn destructed(self: Rc<Self>, params: ThinActivate, done: Destructed) {
-        let name = params.bdev_name();
-        let open = match self
-            .pools
-            .borrow()
-            .get(&params.pool)
-            .map(|entry| &entry.state)
-        {
-            Some(PoolState::Open(open)) => Some(open.clone()),
-            _ => None,
-        };
-        if let Some(open) = open
-            && let Err(error) = open.pool.deactivate(params.id).await
-        {
-            log::error!("bdev '{name}': {error}");
-        }
-        {
-            let mut thins = self.thins.borrow_mut();
-            if let Some(thin) = thins.get_mut(&name) {
-                thin.registered = false;
-                thin.vbdev = None;
-                if !thin.keep {
-                    thins.remove(&name);
-                }
-            }
-        }
-        // Releases the driver, and with it the pool's channels.
-        drop(done);
-        self.close_idle_pools();
-    }
-
     /// A base bdev is going away: so do the pool's bdevs, and the pool until it comes back.
     async fn base_removed(self: Rc<Self>, pool: &str, bdev: &str) {
         {
@@ -603,7 +478,7 @@ impl Registry {
     }
 
     /// Closes the pools that should close and have no bdev left.
-    fn close_idle_pools(self: &Rc<Self>) {
+    pub fn close_idle_pools(self: &Rc<Self>) {
         let idle: Vec<String> = self
             .pools
             .borrow()
@@ -660,19 +535,6 @@ impl Registry {
         );
         Ok(())
     }
-
-    /// Declares a thin bdev of a pool that is not open.
-    pub fn declare_thin(&self, params: ThinActivate) {
-        self.thins.borrow_mut().insert(
-            params.bdev_name(),
-            ThinEntry {
-                params,
-                vbdev: None,
-                registered: false,
-                keep: true,
-            },
-        );
-    }
 }
 
 /// A notification's context: the pool, and what there is to say.
@@ -710,95 +572,5 @@ fn pool_config(params: &ThinPoolCreate) -> PoolConfig {
         metadata_cache_bytes: params.metadata_cache_mib << 20,
         mapping_cache_bytes: params.mapping_cache_mib << 20,
         ..PoolConfig::new(&params.name)
-    }
-}
-
-/// A thin bdev as SPDK sees it.
-struct ThinDriver {
-    dev: Arc<ThinDev>,
-    channels: Arc<IoDevice<PoolChannel>>,
-    params: ThinActivate,
-    discards: bool,
-}
-
-/// A thin bdev's channel: the pool's of this core.
-pub struct ThinChannel {
-    dev: Arc<ThinDev>,
-    pool: IoChannel<PoolChannel>,
-}
-
-impl Driver for ThinDriver {
-    type Channel = ThinChannel;
-
-    fn create_channel(&self) -> Option<ThinChannel> {
-        Some(ThinChannel {
-            dev: self.dev.clone(),
-            pool: self.channels.channel()?,
-        })
-    }
-
-    #[inline]
-    fn submit(channel: &ThinChannel, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
-        let kind = match kind {
-            IoKind::Read => Kind::Read,
-            IoKind::Write => Kind::Write,
-            IoKind::Flush => Kind::Flush,
-            IoKind::Unmap => Kind::Discard,
-            IoKind::WriteZeroes => Kind::WriteZeroes,
-            IoKind::Reset => Kind::Reset,
-            IoKind::Abort => {
-                let aborted = channel.pool.engine.abort(io.id_to_abort());
-                // Not parked: it is on its way, and will end by itself.
-                return io.complete(if aborted { 0 } else { Errno::EIO.0 });
-            }
-            IoKind::Other => return io.complete(Errno::EOPNOTSUPP.0),
-        };
-        let request = Request {
-            kind,
-            offset_blocks: offset,
-            nr_blocks,
-        };
-        channel.pool.engine.submit(&channel.dev, request, io);
-    }
-
-    #[inline]
-    fn forwarded(channel: &ThinChannel, io: BdevIo, ticket: u64, ok: bool) {
-        let result = if ok { Ok(()) } else { Err(Errno::EIO) };
-        let ticket = bdev::channel::Ticket::from_raw(ticket);
-        channel.pool.engine.forwarded(io, ticket, result);
-    }
-
-    fn io_kinds(&self) -> u32 {
-        let discard = if self.discards {
-            IoKind::Unmap.bit()
-        } else {
-            0
-        };
-        IoKind::Read.bit()
-            | IoKind::Write.bit()
-            | IoKind::Flush.bit()
-            | IoKind::WriteZeroes.bit()
-            | IoKind::Reset.bit()
-            | IoKind::Abort.bit()
-            | discard
-    }
-
-    fn destruct(&self, done: Destructed) {
-        let params = self.params.clone();
-        match registry() {
-            Some(registry) => {
-                spdk::executor::spawn(registry.destructed(params, done));
-            }
-            None => drop(done),
-        }
-    }
-
-    fn info(&self) -> (&'static str, String) {
-        let info = serde_json::json!({ "pool": self.params.pool, "id": self.params.id });
-        ("thin", info.to_string())
-    }
-
-    fn config(&self) -> String {
-        call("thin_activate", &self.params)
     }
 }

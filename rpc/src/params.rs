@@ -147,6 +147,9 @@ pub struct ThinCreate {
     /// Size to activate it with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_mib: Option<u64>,
+    /// With `bdev_name` or `size_mib`: the external origin of the bdev.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin_bdev: Option<String>,
 }
 
 /// `thin_snapshot`.
@@ -188,6 +191,9 @@ pub struct ThinActivate {
     /// Size, where MiB are too coarse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_sectors: Option<u64>,
+    /// Name of a bdev outside the pool that holes show (thin.md 10).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin_bdev: Option<String>,
     /// Create the thin device if there is none of this id.
     #[serde(default)]
     pub create: bool,
@@ -313,6 +319,7 @@ impl Validate for ThinCreate {
                 bdev_name: self.bdev_name.clone(),
                 size_mib: self.size_mib,
                 size_sectors: None,
+                origin_bdev: self.origin_bdev.clone(),
                 create: false,
                 wait: false,
             }

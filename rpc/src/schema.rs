@@ -137,6 +137,11 @@ pub const METHODS: &[Method] = &[
                 Kind::Unsigned,
                 "Activate it with this size in MiB, which may exceed the pool",
             ),
+            optional(
+                "origin_bdev",
+                Kind::String,
+                "External origin: a bdev outside the pool that unmapped blocks show (give it for each snapshot too)",
+            ),
         ],
     },
     Method {
@@ -177,6 +182,11 @@ pub const METHODS: &[Method] = &[
                 "size_sectors",
                 Kind::Unsigned,
                 "Size in sectors of 512 bytes, instead of size_mib",
+            ),
+            optional(
+                "origin_bdev",
+                Kind::String,
+                "External origin: a bdev outside the pool that unmapped blocks show (give it for each snapshot too)",
             ),
             optional(
                 "create",

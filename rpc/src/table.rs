@@ -67,10 +67,14 @@ fn thin_pool(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcEr
 }
 
 fn thin(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcError> {
-    let [pool, id] = arguments else {
-        return Err(RpcError::invalid(format!(
-            "thin '{name}': Invalid argument count: pool and device id are needed (an external origin is not supported yet)"
-        )));
+    let (pool, id, origin) = match arguments {
+        [pool, id] => (pool, id, None),
+        [pool, id, origin] => (pool, id, Some((*origin).to_owned())),
+        _ => {
+            return Err(RpcError::invalid(format!(
+                "thin '{name}': Invalid argument count: pool and device id are needed, an external origin bdev may follow"
+            )));
+        }
     };
     let thin = ThinActivate {
         pool: (*pool).to_owned(),
@@ -78,6 +82,7 @@ fn thin(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcError> 
         bdev_name: Some(name.to_owned()),
         size_mib: None,
         size_sectors: Some(length),
+        origin_bdev: origin,
         create: false,
         wait: false,
     };
@@ -107,6 +112,8 @@ pub fn pool_line(length: u64, pool: &ThinPoolCreate) -> String {
 }
 
 /// Writes a thin device's table line.
-pub fn thin_line(length: u64, pool: &str, id: u32) -> String {
-    format!("0 {length} thin {pool} {id}")
+pub fn thin_line(length: u64, thin: &ThinActivate) -> String {
+    let origin = thin.origin_bdev.as_ref();
+    let origin = origin.map_or_else(String::new, |origin| format!(" {origin}"));
+    format!("0 {length} thin {} {}{origin}", thin.pool, thin.id)
 }

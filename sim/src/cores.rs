@@ -47,6 +47,31 @@ impl<T: Target> Host for SimHost<T> {
         }));
     }
 
+    fn forward_head(
+        &self,
+        mut io: SimIo,
+        base: BaseId,
+        block: u64,
+        nr_blocks: u64,
+        ticket: Ticket,
+    ) {
+        let channel = self.channel.borrow().clone();
+        let disk = self.bases.get(usize::from(base.0)).cloned();
+        self.executor.spawn(Box::pin(async move {
+            let found = match disk {
+                None => Err(Errno::ENODEV),
+                Some(disk) => disk.read_values(block, nr_blocks).await,
+            };
+            let result = found.map(|mut values| {
+                values.resize(io.request.nr_blocks as usize, 0);
+                io.data = values;
+            });
+            if let Some(channel) = channel.upgrade() {
+                channel.forwarded(io, ticket, result);
+            }
+        }));
+    }
+
     fn complete_zeroes(&self, mut io: SimIo) {
         io.data = vec![0; io.request.nr_blocks as usize];
         self.complete(io, Ok(()));

@@ -7,7 +7,7 @@
 
 use crate::executor::Executor;
 use async_trait::async_trait;
-use bdev::device::{DataDevice, SECTOR_BYTES};
+use bdev::device::{self, DataDevice, SECTOR_BYTES};
 use bdev::errno::Errno;
 use persistent_data::device::{BLOCK_BYTES, BlockBytes, BlockDevice, DeviceError};
 use std::cell::{Cell, RefCell};
@@ -364,11 +364,16 @@ impl DataDevice for Disk {
         self.write_values(self.blocks(offset), &zeroes).await
     }
 
-    async fn copy(&self, from: u64, to: u64, len: u64) -> Result<(), Errno> {
-        let contents = self
-            .read_blocks(self.blocks(from), self.blocks(len))
-            .await?;
-        self.write_blocks(self.blocks(to), contents).await
+    async fn read(&self, offset: u64, len: u64) -> Result<device::Contents, Errno> {
+        let found = self.read_blocks(self.blocks(offset), self.blocks(len));
+        Ok(Box::new(found.await?))
+    }
+
+    async fn write(&self, offset: u64, contents: device::Contents) -> Result<(), Errno> {
+        let contents = contents
+            .downcast::<Vec<Content>>()
+            .map_err(|_| Errno::EINVAL)?;
+        self.write_blocks(self.blocks(offset), *contents).await
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {

@@ -114,9 +114,10 @@ impl Executor {
         n > 0 && self.below(n) == 0
     }
 
-    /// The time an I/O takes.
+    /// The time an I/O takes: now and then so long that whole transactions go by.
     pub async fn delay(&self) {
-        let micros = 1 + self.below(500);
+        let most = if self.one_in(40) { 20_000 } else { 500 };
+        let micros = 1 + self.below(most);
         self.timer(Duration::from_micros(micros)).await;
     }
 
@@ -181,9 +182,10 @@ impl Executor {
         let task = self.tasks.borrow_mut().remove(&id);
         if let Some(mut task) = task {
             task.wake.queued.store(false, Ordering::Relaxed);
-            let waker = waker_ref(&task.wake);
-            let polled = task.future.as_mut().poll(&mut Context::from_waker(&waker));
-            drop(waker);
+            let polled = {
+                let waker = waker_ref(&task.wake);
+                task.future.as_mut().poll(&mut Context::from_waker(&waker))
+            };
             if polled == Poll::Pending {
                 self.tasks.borrow_mut().insert(id, task);
             }

@@ -2,7 +2,7 @@
 //!
 //! A read may return a write that began before the read ended and that was not replaced, before the read
 //! began, by a write that began after it had ended. After a crash only replacements that a completed
-//! flush made durable count. Discards and write-zeroes are writes of 0.
+//! flush made durable count. Discards are writes of what a hole shows.
 
 use std::collections::BTreeSet;
 
@@ -60,17 +60,19 @@ pub struct Pending {
 }
 
 impl History {
-    /// A volume of zeroes.
-    pub fn zeroes(nr_blocks: u64) -> Self {
-        let zero = Write {
-            value: 0,
-            began: 0,
-            ended: 0,
-            doubtful: false,
-            durable: true,
+    /// A volume of these values.
+    pub fn new(values: impl Iterator<Item = u64>) -> Self {
+        let block = |value| {
+            vec![Write {
+                value,
+                began: 0,
+                ended: 0,
+                doubtful: false,
+                durable: true,
+            }]
         };
         History {
-            blocks: vec![vec![zero]; nr_blocks as usize],
+            blocks: values.map(block).collect(),
             born: None,
             reads: BTreeSet::new(),
         }
@@ -141,11 +143,17 @@ impl History {
             .take(count as usize)
     }
 
-    /// A write of `value` begins.
-    pub fn begin(&mut self, first: u64, count: u64, value: u64, now: Moment) -> Pending {
-        for block in self.range(first, count) {
+    /// A write begins, of a value for each block.
+    pub fn begin(
+        &mut self,
+        first: u64,
+        count: u64,
+        value: impl Fn(u64) -> u64,
+        now: Moment,
+    ) -> Pending {
+        for (at, block) in (first..).zip(self.range(first, count)) {
             block.push(Write {
-                value,
+                value: value(at),
                 began: now,
                 ended: OPEN,
                 doubtful: true,
@@ -203,12 +211,9 @@ impl History {
                     "block {at} holds {value:#x}, may hold {may:x?} ({since:?}; history {block:?})"
                 ));
             }
-            // Values other than 0 are written once. If it is a beginning, it is the beginning.
-            if *value != 0
-                && block
-                    .iter()
-                    .any(|w| w.began == 0 && w.doubtful && w.value == *value)
-            {
+            // If only a beginning can have been seen, it is the beginning.
+            let mut same = block.iter().filter(|w| w.value == *value).peekable();
+            if same.peek().is_some() && same.all(|w| w.began == 0 && w.doubtful) {
                 block.retain(|w| w.began != 0 || w.value == *value);
             }
         }
@@ -298,8 +303,8 @@ mod tests {
     /// A read sees the last write that ended, or one under way, and nothing older.
     #[test]
     fn reads() {
-        let mut history = History::zeroes(1);
-        let a = history.begin(0, 1, 7, 1);
+        let mut history = History::new([0].into_iter());
+        let a = history.begin(0, 1, |_| 7, 1);
         assert!(history.check(0, &[0], Since::Read(2), 3).is_ok());
         assert!(history.check(0, &[7], Since::Read(2), 3).is_ok());
         history.end(&a, true, 4);
@@ -311,13 +316,13 @@ mod tests {
     /// A crash brings back what was not flushed away, and nothing else.
     #[test]
     fn crashes() {
-        let mut history = History::zeroes(1);
-        let a = history.begin(0, 1, 7, 1);
+        let mut history = History::new([0].into_iter());
+        let a = history.begin(0, 1, |_| 7, 1);
         history.end(&a, true, 2);
         assert!(history.check(0, &[0], Since::Crash, 3).is_ok());
         history.flushed(3);
         assert!(history.check(0, &[0], Since::Crash, 4).is_err());
-        let b = history.begin(0, 1, 8, 5);
+        let b = history.begin(0, 1, |_| 8, 5);
         history.end(&b, false, 6);
         for value in [7, 8] {
             assert!(history.check(0, &[value], Since::Crash, 7).is_ok());
@@ -328,10 +333,10 @@ mod tests {
     /// A snapshot holds one moment of its origin.
     #[test]
     fn snapshots() {
-        let mut history = History::zeroes(2);
-        let a = history.begin(0, 1, 7, 1);
+        let mut history = History::new([0, 0].into_iter());
+        let a = history.begin(0, 1, |_| 7, 1);
         history.end(&a, true, 2);
-        let b = history.begin(1, 1, 8, 4);
+        let b = history.begin(1, 1, |_| 8, 4);
         history.end(&b, true, 5);
         let mut late = history.snapshot(Since::Read(3), 6);
         assert!(late.check(0, &[7, 0], Since::Read(7), 8).is_ok());

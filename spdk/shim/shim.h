@@ -100,6 +100,10 @@ void *sdm_vbdev_register(const struct sdm_vbdev_params *params, const struct sdm
 void sdm_vbdev_unregister(void *vbdev, void (*done)(void *, int), void *ctx);
 void sdm_vbdev_destructed(void *vbdev);
 /* Sends the I/O on to a base bdev; ops->forwarded follows. A flush goes to all of it. */
+/* Sets the other way of an I/O, for sdm_io_forward_other; valid until the I/O is answered. */
+void sdm_io_set_other(void *bdev_io, void *desc, void *channel);
+/* head_blocks 0: all of it; else only so many are read, the rest of the buffers is zeroed */
+void sdm_io_forward_other(void *bdev_io, uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket);
 void sdm_io_forward(void *io, void *desc, void *channel, uint64_t offset_blocks, uint64_t ticket);
 /* Fills the buffers with zeroes, getting them first if need be, and completes. */
 void sdm_io_complete_zeroes(void *io);

@@ -28,6 +28,13 @@ struct io_ctx {
 	struct spdk_io_channel *base_channel;
 	uint64_t offset;
 	uint64_t ticket;
+	/* another way than the base device's, where the driver has set one */
+	struct spdk_bdev_desc *other_desc;
+	struct spdk_io_channel *other_channel;
+	/* of a read whose head alone is forwarded */
+	struct iovec *head_iovs;
+	int head_iovcnt;
+	uint64_t head_blocks;
 	struct spdk_bdev_io_wait_entry wait;
 };
 
@@ -73,20 +80,32 @@ vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io)
 	int kind = kind_of(io->type);
 
 	ctx_of(io)->channel = channel;
+	ctx_of(io)->other_desc = NULL;
 	channel->vbdev->ops->submit(channel->value, io, kind,
 				    kind < SDM_RESET ? io->u.bdev.offset_blocks : 0,
 				    kind < SDM_RESET ? io->u.bdev.num_blocks : 0);
 }
 
 static void
-forward_done(struct spdk_bdev_io *base_io, bool success, void *arg)
+forward_finish(struct spdk_bdev_io *io, bool success)
 {
-	struct spdk_bdev_io *io = arg;
 	struct io_ctx *ctx = ctx_of(io);
 	struct vbdev_channel *channel = ctx->channel;
 
-	spdk_bdev_free_io(base_io);
+	if (spdk_unlikely(ctx->head_iovs != NULL)) {
+		free(ctx->head_iovs);
+		ctx->head_iovs = NULL;
+	}
 	channel->vbdev->ops->forwarded(channel->value, io, ctx->ticket, success);
+}
+
+static void
+forward_done(struct spdk_bdev_io *base_io, bool success, void *arg)
+{
+	struct spdk_bdev_io *io = arg;
+
+	spdk_bdev_free_io(base_io);
+	forward_finish(io, success);
 }
 
 static void
@@ -99,6 +118,12 @@ forward_submit(void *arg)
 
 	switch (io->type) {
 	case SPDK_BDEV_IO_TYPE_READ:
+		if (spdk_unlikely(ctx->head_iovs != NULL)) {
+			rc = spdk_bdev_readv_blocks(ctx->desc, ctx->base_channel, ctx->head_iovs,
+						    ctx->head_iovcnt, ctx->offset, ctx->head_blocks,
+						    forward_done, io);
+			break;
+		}
 		rc = spdk_bdev_readv_blocks(ctx->desc, ctx->base_channel, io->u.bdev.iovs, io->u.bdev.iovcnt,
 					    ctx->offset, io->u.bdev.num_blocks, forward_done, io);
 		break;
@@ -129,8 +154,37 @@ forward_submit(void *arg)
 		rc = spdk_bdev_queue_io_wait(base, ctx->base_channel, &ctx->wait);
 	}
 	if (spdk_unlikely(rc != 0)) {
-		ctx->channel->vbdev->ops->forwarded(ctx->channel->value, io, ctx->ticket, false);
+		forward_finish(io, false);
 	}
+}
+
+/* Zeroes the buffers behind the head and makes a list of those before. */
+static bool
+cut_head(struct spdk_bdev_io *io)
+{
+	struct io_ctx *ctx = ctx_of(io);
+	uint64_t left = ctx->head_blocks * io->bdev->blocklen;
+	struct iovec *iov;
+	size_t in_head;
+	int i;
+
+	ctx->head_iovs = calloc(io->u.bdev.iovcnt, sizeof(*ctx->head_iovs));
+	ctx->head_iovcnt = 0;
+	if (ctx->head_iovs == NULL) {
+		return false;
+	}
+	for (i = 0; i < io->u.bdev.iovcnt; i++) {
+		iov = &io->u.bdev.iovs[i];
+		in_head = spdk_min(iov->iov_len, left);
+		if (in_head > 0) {
+			ctx->head_iovs[ctx->head_iovcnt].iov_base = iov->iov_base;
+			ctx->head_iovs[ctx->head_iovcnt].iov_len = in_head;
+			ctx->head_iovcnt++;
+		}
+		memset((char *)iov->iov_base + in_head, 0, iov->iov_len - in_head);
+		left -= in_head;
+	}
+	return true;
 }
 
 static void
@@ -139,7 +193,11 @@ forward_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool succes
 	struct io_ctx *ctx = ctx_of(io);
 
 	if (!success) {
-		ctx->channel->vbdev->ops->forwarded(ctx->channel->value, io, ctx->ticket, false);
+		forward_finish(io, false);
+		return;
+	}
+	if (spdk_unlikely(ctx->head_blocks != 0) && !cut_head(io)) {
+		forward_finish(io, false);
 		return;
 	}
 	forward_submit(io);
@@ -151,21 +209,56 @@ needs_buf(struct spdk_bdev_io *io)
 	return io->u.bdev.iovs == NULL || io->u.bdev.iovs[0].iov_base == NULL;
 }
 
-void
-sdm_io_forward(void *bdev_io, void *desc, void *channel, uint64_t offset_blocks, uint64_t ticket)
+static void
+forward(struct spdk_bdev_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
+	uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket)
 {
-	struct spdk_bdev_io *io = bdev_io;
 	struct io_ctx *ctx = ctx_of(io);
 
-	ctx->desc = sdm_desc_raw(desc);
+	ctx->desc = desc;
 	ctx->base_channel = channel;
 	ctx->offset = offset_blocks;
 	ctx->ticket = ticket;
+	ctx->head_iovs = NULL;
+	ctx->head_blocks = head_blocks;
 	if (io->type == SPDK_BDEV_IO_TYPE_READ && needs_buf(io)) {
 		spdk_bdev_io_get_buf(io, forward_got_buf, io->u.bdev.num_blocks * io->bdev->blocklen);
 		return;
 	}
+	if (spdk_unlikely(head_blocks != 0)) {
+		forward_got_buf(NULL, io, true);
+		return;
+	}
 	forward_submit(io);
+}
+
+void
+sdm_io_forward(void *bdev_io, void *desc, void *channel, uint64_t offset_blocks, uint64_t ticket)
+{
+	forward(bdev_io, sdm_desc_raw(desc), channel, offset_blocks, 0, ticket);
+}
+
+void
+sdm_io_set_other(void *bdev_io, void *desc, void *channel)
+{
+	struct io_ctx *ctx = ctx_of(bdev_io);
+
+	ctx->other_desc = sdm_desc_raw(desc);
+	ctx->other_channel = channel;
+}
+
+void
+sdm_io_forward_other(void *bdev_io, uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket)
+{
+	struct io_ctx *ctx = ctx_of(bdev_io);
+
+	if (ctx->other_desc == NULL) {
+		ctx->ticket = ticket;
+		ctx->head_iovs = NULL;
+		forward_finish(bdev_io, false);
+		return;
+	}
+	forward(bdev_io, ctx->other_desc, ctx->other_channel, offset_blocks, head_blocks, ticket);
 }
 
 static void

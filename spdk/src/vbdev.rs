@@ -45,6 +45,22 @@ impl BdevIo {
         }
     }
 
+    /// Gives the I/O a second way to go, see [`BdevIo::forward_other`].
+    pub fn set_other(&self, channel: &BaseChannel, desc: &Descriptor) {
+        // SAFETY: the I/O is ours and not answered; the driver keeps channel and descriptor for as
+        // long as its own channel lives, which is as long as I/O is under way on it.
+        unsafe { ffi::sdm_io_set_other(self.0.as_ptr(), desc.raw(), channel.raw()) };
+    }
+
+    /// Like [`BdevIo::forward`], the way that [`BdevIo::set_other`] has given it: an I/O
+    /// without one comes back as failed. With `head_blocks`, of a read only so many blocks are read,
+    /// and the rest of its buffers is filled with zeroes.
+    pub fn forward_other(self, offset_blocks: u64, head_blocks: Option<u64>, ticket: u64) {
+        let head_blocks = head_blocks.unwrap_or(0);
+        // SAFETY: the I/O is ours and not answered.
+        unsafe { ffi::sdm_io_forward_other(self.into_raw(), offset_blocks, head_blocks, ticket) };
+    }
+
     /// Answers a read with zeroes.
     pub fn complete_zeroes(self) {
         // SAFETY: the I/O is ours and not answered.

@@ -4,6 +4,7 @@ use super::map::{PoolMode, ThinDev};
 use super::metadata::{Details, ThinError, ThinMetadata};
 use super::pool::{NO_DEVICE, Pool, PoolError};
 use super::status::{PoolStatus, ThinStatus};
+use crate::device::DataDeviceRef;
 use crate::errno::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -157,11 +158,30 @@ impl Pool {
         self.settle(&mut metadata, result).await
     }
 
-    /// Opens a thin device for I/O with a size in sectors, which is stored nowhere (thin.md 2).
-    pub async fn activate(&self, id: u32, nr_sectors: u64) -> Result<Arc<ThinDev>, PoolError> {
+    /// Opens a thin device for I/O with a size in sectors, which is stored nowhere (thin.md 2). Its
+    /// holes show the external origin (thin.md 10), which must not change and whose size is taken now;
+    /// that is stored nowhere either, so it is to be given each time, for snapshots too.
+    pub async fn activate(
+        &self,
+        id: u32,
+        nr_sectors: u64,
+        origin: Option<DataDeviceRef>,
+    ) -> Result<Arc<ThinDev>, PoolError> {
         self.check_open()?;
         let block_sectors = u64::from(self.config.data_block_size_sectors);
-        let sectors_per_logical = block_sectors / self.shared.logical_per_block();
+        let sectors_per_logical = self.shared.sectors_per_logical();
+        if let Some(origin) = &origin
+            && origin.block_bytes() != self.data.block_bytes()
+        {
+            return Err(PoolError::Invalid {
+                pool: self.config.name.clone(),
+                reason: format!(
+                    "the external origin of thin device {id} has blocks of {} bytes, the data bdev of {}; they must be equal",
+                    origin.block_bytes(),
+                    self.data.block_bytes()
+                ),
+            });
+        }
         let nr_logical_blocks = nr_sectors / sectors_per_logical;
         if nr_logical_blocks == 0 || !nr_sectors.is_multiple_of(sectors_per_logical) {
             return Err(PoolError::Invalid {
@@ -182,6 +202,9 @@ impl Pool {
         let dev = Arc::new(ThinDev {
             id,
             nr_logical_blocks,
+            origin_logical_blocks: origin
+                .as_ref()
+                .map_or(0, |origin| origin.nr_sectors() / sectors_per_logical),
             pool: self.shared.clone(),
             pages: self.cache.page_table(nr_sectors.div_ceil(block_sectors)),
             snapshotted_time: AtomicU32::new(details.snapshotted_time),
@@ -190,6 +213,9 @@ impl Pool {
             closed: AtomicBool::new(false),
         });
         self.active.borrow_mut().insert(id, dev.clone());
+        if let Some(origin) = origin {
+            self.origins.borrow_mut().insert(id, origin);
+        }
         Ok(dev)
     }
 
@@ -213,6 +239,7 @@ impl Pool {
         };
         self.cache.forget(&dev, &self.channels).await;
         self.active.borrow_mut().remove(&id);
+        self.origins.borrow_mut().remove(&id);
         committed
     }
 

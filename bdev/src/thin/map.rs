@@ -9,8 +9,11 @@ use crate::target::{BaseId, IoKind, Map, Request, Target};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
-/// The data device of a pool, its only device on the hot path.
+/// The data device of a pool.
 pub const DATA: BaseId = BaseId(0);
+
+/// A thin device's external origin.
+pub const ORIGIN: BaseId = BaseId(1);
 
 /// A pool's mode, ordered by degradation (thin.md 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,13 +55,16 @@ pub struct PoolShared {
     shift: u8,
     /// Logical blocks per data block.
     logical_per_block: u64,
+    sectors_per_logical: u64,
     /// Whether the data device knows flush.
     data_flushes: bool,
 }
 
 impl PoolShared {
-    /// `logical_per_block` is the data block size in logical blocks of the data device.
-    pub fn new(logical_per_block: u64, data_flushes: bool) -> Self {
+    /// For data blocks of `block_sectors`, of which a logical block of the data device has
+    /// `sectors_per_logical`.
+    pub fn new(block_sectors: u64, sectors_per_logical: u64, data_flushes: bool) -> Self {
+        let logical_per_block = block_sectors / sectors_per_logical;
         PoolShared {
             mode: AtomicU8::new(PoolMode::Write as u8),
             shift: match logical_per_block.is_power_of_two() {
@@ -66,6 +72,7 @@ impl PoolShared {
                 false => u8::MAX,
             },
             logical_per_block,
+            sectors_per_logical,
             data_flushes,
         }
     }
@@ -83,6 +90,11 @@ impl PoolShared {
     /// Logical blocks per data block.
     pub fn logical_per_block(&self) -> u64 {
         self.logical_per_block
+    }
+
+    /// Sectors per logical block.
+    pub fn sectors_per_logical(&self) -> u64 {
+        self.sectors_per_logical
     }
 
     /// Splits a logical block number into data block and logical block within it.
@@ -108,6 +120,8 @@ pub struct ThinDev {
     pub id: u32,
     /// Size in logical blocks.
     pub nr_logical_blocks: u64,
+    /// Size of its external origin in logical blocks; 0: it has none.
+    pub origin_logical_blocks: u64,
     /// The pool it belongs to.
     pub pool: Arc<PoolShared>,
     pub(super) pages: PageTable,
@@ -129,13 +143,35 @@ impl ThinDev {
         self.snapshotted_time.load(Ordering::Acquire) > time
     }
 
+    /// Size of the external origin in sectors; 0: there is none.
+    pub(super) fn origin_sectors(&self) -> u64 {
+        self.origin_logical_blocks * self.pool.sectors_per_logical()
+    }
+
     #[inline]
     fn map_read(&self, request: &Request) -> Map {
         let (block, offset) = self.pool.split(request.offset_blocks);
         match self.pages.get(block) {
             Entry::Mapped { data_block, .. } => self.remap(data_block, offset),
-            Entry::Unmapped => Map::Zeroes,
+            Entry::Unmapped => self.map_hole(request),
             Entry::NotCached => Map::Defer,
+        }
+    }
+
+    /// A hole shows the external origin as far as that goes (thin.md 10), else zeroes.
+    fn map_hole(&self, request: &Request) -> Map {
+        let block = request.offset_blocks;
+        match self.origin_logical_blocks.checked_sub(block) {
+            None | Some(0) => Map::Zeroes,
+            Some(left) if left >= request.nr_blocks => Map::Remap {
+                base: ORIGIN,
+                block,
+            },
+            Some(nr_blocks) => Map::RemapHead {
+                base: ORIGIN,
+                block,
+                nr_blocks,
+            },
         }
     }
 

@@ -189,6 +189,8 @@ pub struct Pool {
     pub(super) cache: MappingCache,
     pub(super) locks: BlockLocks,
     pub(super) active: RefCell<BTreeMap<u32, Arc<ThinDev>>>,
+    /// External origins of active devices.
+    pub(super) origins: RefCell<BTreeMap<u32, DataDeviceRef>>,
     /// I/O on a block for which a task is running; that task answers it.
     pub(super) pending: RefCell<HashMap<DeviceBlock, Vec<Deferred<Thin>>>>,
     /// I/O waiting for data space.
@@ -272,8 +274,12 @@ impl Pool {
                 metadata.commit().await?;
             }
         }
-        let logical_per_block = block_sectors * SECTOR_BYTES / u64::from(data.block_bytes());
-        let shared = Arc::new(PoolShared::new(logical_per_block, data_flushes));
+        let sectors_per_logical = u64::from(data.block_bytes()) / SECTOR_BYTES;
+        let shared = Arc::new(PoolShared::new(
+            block_sectors,
+            sectors_per_logical,
+            data_flushes,
+        ));
         if config.read_only || needs_check {
             shared.set_mode(PoolMode::ReadOnly);
         }
@@ -289,6 +295,7 @@ impl Pool {
             channels: Channels::default(),
             locks: BlockLocks::default(),
             active: RefCell::default(),
+            origins: RefCell::default(),
             pending: RefCell::default(),
             no_space: RefCell::default(),
             no_space_round: Cell::new(0),

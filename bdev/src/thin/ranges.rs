@@ -37,8 +37,14 @@ impl Pool {
             return self.channels.complete(&deferred, Err(Errno::EIO));
         }
         let (whole, head, tail) = self.split_range(request.offset_blocks, request.nr_blocks);
-        let mut result = self.unmap(dev, whole).await.map_err(NotWritable::Failed);
-        for part in [head, tail].into_iter().flatten() {
+        // Holes over an external origin do not read as zeroes: those blocks are written.
+        let per_block = self.shared.logical_per_block();
+        let behind = dev.origin_logical_blocks.div_ceil(per_block);
+        let written = whole.start..whole.end.min(behind).max(whole.start);
+        let unmapped = written.end..whole.end;
+        let mut result = self.unmap(dev, unmapped).await.map_err(NotWritable::Failed);
+        let written = written.map(|block| block * per_block..(block + 1) * per_block);
+        for part in [head, tail].into_iter().flatten().chain(written) {
             if result.is_ok() {
                 result = self.zero_part(dev, part).await;
             }
@@ -127,7 +133,7 @@ impl Pool {
         }
     }
 
-    /// Zeroes part of a block. A hole needs nothing.
+    /// Zeroes part of a block. A hole needs nothing, unless it shows an external origin.
     async fn zero_part(&self, dev: &Arc<ThinDev>, part: Range<u64>) -> Result<(), NotWritable> {
         let (block, offset) = self.shared.split(part.start);
         let guard = self.locks.lock_block(u64::from(dev.id), block).await;
@@ -135,6 +141,9 @@ impl Pool {
             let entry = self.entry(dev, block).await.map_err(NotWritable::Failed)?;
             match entry {
                 Entry::NotCached => continue,
+                Entry::Unmapped if part.start < dev.origin_logical_blocks => {
+                    self.make_writable(dev, block, None).await?;
+                }
                 Entry::Unmapped => return Ok(()),
                 Entry::Mapped { data_block, time } if dev.is_shared(time) => {
                     self.make_writable(dev, block, Some(data_block)).await?;

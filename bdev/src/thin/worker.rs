@@ -8,6 +8,7 @@ use super::map::{DATA, PoolMode, Thin, ThinDev};
 use super::metadata::ThinError;
 use super::pool::Pool;
 use crate::channel::Deferred;
+use crate::device::copy;
 use crate::errno::Errno;
 use crate::target::IoKind;
 use std::rc::Rc;
@@ -125,11 +126,30 @@ impl Pool {
         let new = self.allocate().await?;
         let sectors = u64::from(self.config.data_block_size_sectors);
         let prepared = match old {
-            Some(old) => self.data.copy(old * sectors, new * sectors, sectors).await,
-            None if self.config.skip_block_zeroing => Ok(()),
-            None => self.data.zero(new * sectors, sectors).await,
+            Some(old) => {
+                let data = &*self.data;
+                copy(data, old * sectors, data, new * sectors, sectors).await
+            }
+            None => self.fill_new(dev, block, new * sectors).await,
         };
         self.publish_new(dev, block, old, new, prepared).await
+    }
+
+    /// Gives a new block the contents of the hole it fills: the external origin's, and zeroes.
+    async fn fill_new(&self, dev: &ThinDev, block: u64, at_sectors: u64) -> Result<(), Errno> {
+        let sectors = u64::from(self.config.data_block_size_sectors);
+        let from = block * sectors;
+        let origin = self.origins.borrow().get(&dev.id).cloned();
+        let inside = dev.origin_sectors().saturating_sub(from).min(sectors);
+        if let Some(origin) = origin
+            && inside > 0
+        {
+            copy(&*origin, from, &*self.data, at_sectors, inside).await?;
+        }
+        if inside == sectors || self.config.skip_block_zeroing {
+            return Ok(());
+        }
+        self.data.zero(at_sectors + inside, sectors - inside).await
     }
 
     /// A write of exactly one whole block that is alone on its block needs neither zeroing nor

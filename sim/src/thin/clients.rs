@@ -184,7 +184,7 @@ impl Client {
             volume
                 .history
                 .borrow_mut()
-                .begin(first, place.count, value, self.world.tick());
+                .begin(first, place.count, |_| value, self.world.tick());
         let request = request(
             IoKind::Write,
             self.world.shape.logical(place.hot) + place.offset,
@@ -235,7 +235,14 @@ impl Client {
             .iter()
             .map(|(first, count)| {
                 let now = self.world.tick();
-                volume.history.borrow_mut().begin(*first, *count, 0, now)
+                let value = |block| match kind {
+                    IoKind::Discard => shape.hole(block),
+                    _ => 0,
+                };
+                volume
+                    .history
+                    .borrow_mut()
+                    .begin(*first, *count, value, now)
             })
             .collect();
         let begin = shape.logical(first) + offset;

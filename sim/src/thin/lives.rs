@@ -56,7 +56,7 @@ async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), St
     let cores = Cores::new(
         &dice,
         world.shape.cores,
-        std::slice::from_ref(&world.data),
+        &world.bases(),
         &pool.owner_queue(),
     );
     let manager = |world: &Rc<World>| Manager {
@@ -228,23 +228,25 @@ async fn compare(world: &Rc<World>, pool: &Rc<Pool>, cores: &Cores<Thin>) -> Res
     }
     *world.transaction_id.borrow_mut() = vec![transaction_id];
     let mut findings = Vec::new();
-    for volume in world.volumes.borrow().values().cloned().collect::<Vec<_>>() {
+    let volumes: Vec<_> = world.volumes.borrow().values().cloned().collect();
+    for volume in volumes {
         let sectors = world.shape.device_sectors();
         let dev = pool
-            .activate(volume.id, sectors)
+            .activate(volume.id, sectors, world.origin_device())
             .await
             .map_err(|e| format!("activate: {e}"))?;
         let found = read_all(world, cores, &dev).await?;
-        let mut history = volume.history.borrow_mut();
-        history
-            .check(0, &found, Since::Crash, world.tick())
-            .map_err(|wrong| format!("device {} after a crash: {wrong}", volume.id))?;
-        if !volume.written.get() {
+        {
+            let mut history = volume.history.borrow_mut();
             history
-                .check_moment(&found)
-                .map_err(|wrong| format!("device {}: {wrong}", volume.id))?;
+                .check(0, &found, Since::Crash, world.tick())
+                .map_err(|wrong| format!("device {} after a crash: {wrong}", volume.id))?;
+            if !volume.written.get() {
+                history
+                    .check_moment(&found)
+                    .map_err(|wrong| format!("device {}: {wrong}", volume.id))?;
+            }
         }
-        drop(history);
         findings.push((volume, found));
         pool.deactivate(dev.id).await.map_err(|e| e.to_string())?;
     }

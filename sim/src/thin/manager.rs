@@ -62,9 +62,8 @@ impl Manager {
         self.world
             .executor
             .trace(|| format!("create {id} from {:?}", origin.as_ref().map(|o| o.id)));
-        let blocks = super::world::HOT_BLOCKS * self.world.shape.per_block();
         let fate = Fate::Making(origin.as_ref().map(|o| (o.id, began)));
-        let volume = Volume::new(id, History::zeroes(blocks), fate);
+        let volume = Volume::new(id, History::new(self.world.shape.holes()), fate);
         volume.busy.set(true);
         self.world.volumes.borrow_mut().insert(id, volume.clone());
         let result = match &origin {
@@ -173,7 +172,11 @@ impl Manager {
     /// Opens a device to clients.
     pub async fn activate(&self, volume: &Volume) {
         let sectors = self.world.shape.device_sectors();
-        match self.pool.activate(volume.id, sectors).await {
+        match self
+            .pool
+            .activate(volume.id, sectors, self.world.origin_device())
+            .await
+        {
             Ok(dev) => {
                 self.world.executor.count("activations");
                 *volume.dev.borrow_mut() = Some(dev);

@@ -3,6 +3,7 @@
 use crate::disk::{Disk, FaultRates, Geometry};
 use crate::executor::Executor;
 use crate::history::{History, Moment};
+use bdev::device::DataDeviceRef;
 use bdev::thin::{PoolConfig, ThinDev};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ pub struct Shape {
     pub clients: u64,
     /// Data blocks of the pool at first.
     pub data_blocks: u64,
+    /// Logical blocks of the external origin of all devices; 0: there is none.
+    pub origin_blocks: u64,
     /// Clients reset devices now and then, which fails what waits for space.
     pub resets: bool,
     /// The pool's options.
@@ -50,8 +53,14 @@ impl Shape {
         if dice.one_in(2) {
             config.metadata_cache_bytes = 0;
         }
+        let block_bytes = if dice.one_in(4) { 512 } else { 4096 };
+        let per_block = u64::from(data_block_sectors) * 512 / u64::from(block_bytes);
         Shape {
-            block_bytes: if dice.one_in(4) { 512 } else { 4096 },
+            block_bytes,
+            origin_blocks: match dice.one_in(3) {
+                true => dice.below(HOT_BLOCKS * per_block),
+                false => 0,
+            },
             data_block_sectors,
             spread: [1, 1, 7, 700][dice.below(4) as usize],
             cores: 1 + dice.below(3),
@@ -83,6 +92,26 @@ impl Shape {
             block_bytes: self.block_bytes,
             physical_bytes: 4096,
         }
+    }
+
+    /// What a hole shows at a block of the model: the external origin's contents, or zeroes.
+    pub fn hole(&self, block: u64) -> u64 {
+        let per = self.per_block();
+        let logical = self.logical(block / per) + block % per;
+        match logical < self.origin_blocks {
+            true => Shape::origin(logical),
+            false => 0,
+        }
+    }
+
+    /// A device of holes.
+    pub fn holes(&self) -> impl Iterator<Item = u64> + '_ {
+        (0..HOT_BLOCKS * self.per_block()).map(|block| self.hole(block))
+    }
+
+    /// What the external origin holds.
+    pub fn origin(block: u64) -> u64 {
+        (2 << 60) + block
     }
 
     /// Old data of somebody else's at a place of the data disk.
@@ -145,6 +174,8 @@ pub struct World {
     pub metadata: Rc<Disk>,
     /// The data disk.
     pub data: Rc<Disk>,
+    /// The external origin, if there is one.
+    pub origin: Option<Rc<Disk>>,
     /// The devices that are or may be there.
     pub volumes: RefCell<BTreeMap<u32, Rc<Volume>>>,
     /// The pool's transaction id, one of these.
@@ -180,12 +211,17 @@ impl World {
             shape.data_geometry(),
             (0..blocks).map(Shape::stale),
         );
+        let origin = (shape.origin_blocks > 0).then(|| {
+            let contents = (0..shape.origin_blocks).map(Shape::origin);
+            Disk::new("origin", executor, shape.data_geometry(), contents)
+        });
         executor.trace(|| format!("{shape:?}"));
         Rc::new(World {
             executor: executor.clone(),
             shape,
             metadata,
             data,
+            origin,
             volumes: RefCell::default(),
             transaction_id: RefCell::new(vec![0]),
             stopping: Cell::new(false),
@@ -195,6 +231,19 @@ impl World {
             clock: Cell::new(1),
             failure: RefCell::default(),
         })
+    }
+
+    /// The external origin as devices are activated with it.
+    pub fn origin_device(&self) -> Option<DataDeviceRef> {
+        let origin = self.origin.clone()?;
+        Some(origin)
+    }
+
+    /// The disks cores send I/O to, by base id.
+    pub fn bases(&self) -> Vec<Rc<Disk>> {
+        let mut bases = vec![self.data.clone()];
+        bases.extend(self.origin.clone());
+        bases
     }
 
     /// A moment no other event has.

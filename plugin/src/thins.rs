@@ -1,0 +1,348 @@
+//! Thin bdevs: what the registry does with them, and what SPDK sees of them.
+
+use crate::devices::DataBdev;
+use crate::host::PoolChannel;
+use crate::registry::{PoolState, Registry, ThinEntry, call, registry};
+use bdev::device::DataDeviceRef;
+use bdev::errno::Errno;
+use bdev::target::{IoKind as Kind, Request};
+use bdev::thin::{PoolError, ThinDev};
+use rpc::RpcError;
+use rpc::params::ThinActivate;
+use spdk::base::{self, BaseChannel, Descriptor, Event, IoKind};
+use spdk::io_device::{IoChannel, IoDevice};
+use spdk::vbdev::{BdevIo, Destructed, Driver, Params, Vbdev};
+use std::rc::Rc;
+use std::sync::Arc;
+
+impl Registry {
+    /// Registers the bdev of a thin device of an open pool.
+    pub async fn activate(self: &Rc<Self>, params: &ThinActivate) -> Result<(), RpcError> {
+        let open = self.open_entry(&params.pool)?;
+        let name = params.bdev_name();
+        let taken = self
+            .thins
+            .borrow()
+            .get(&name)
+            .is_some_and(|thin| thin.registered);
+        if taken || base::exists(&name) {
+            return Err(RpcError::new(
+                Errno::EEXIST,
+                format!("there is a bdev '{name}' already; choose another bdev_name"),
+            ));
+        }
+        let nr_sectors = params.nr_sectors()?;
+        let refuse = |error: PoolError| {
+            RpcError::new(error.errno(), format!("pool '{}': {error}", params.pool))
+        };
+        if params.create {
+            match open.pool.create_thin(params.id).await {
+                Err(error) if error.errno() != Errno::EEXIST => return Err(refuse(error)),
+                _ => {}
+            }
+        }
+        let origin = match &params.origin_bdev {
+            Some(bdev) => Some(self.open_origin(params, bdev)?),
+            None => None,
+        };
+        let device = match &origin {
+            Some(origin) => Some(origin_device(params, origin)?),
+            None => None,
+        };
+        let dev = open
+            .pool
+            .activate(params.id, nr_sectors, device)
+            .await
+            .map_err(refuse)?;
+        let info = open.data.info();
+        let shared = open.pool.shared();
+        let boundary = u32::try_from(shared.logical_per_block()).unwrap_or(0);
+        let registered = Vbdev::register(
+            &Params {
+                name: name.clone(),
+                product_name: "spdk-dm thin".to_owned(),
+                block_bytes: info.block_bytes,
+                nr_blocks: dev.nr_logical_blocks,
+                optimal_boundary_blocks: boundary,
+                write_cache: true,
+                uuid: [0; 16],
+            },
+            ThinDriver {
+                dev: dev.clone(),
+                origin,
+                channels: open.channels.clone(),
+                params: ThinActivate {
+                    bdev_name: Some(name.clone()),
+                    create: false,
+                    wait: true,
+                    ..params.clone()
+                },
+                discards: !open.pool.config().ignore_discard,
+            },
+        );
+        match registered {
+            Ok(vbdev) => {
+                self.thins.borrow_mut().insert(
+                    name.clone(),
+                    ThinEntry {
+                        params: params.clone(),
+                        vbdev: Some(vbdev),
+                        registered: true,
+                        keep: false,
+                    },
+                );
+                Ok(())
+            }
+            Err(errno) => {
+                let _ = open.pool.deactivate(params.id).await;
+                Err(RpcError::new(
+                    Errno(errno),
+                    format!("bdev '{name}' cannot be registered"),
+                ))
+            }
+        }
+    }
+
+    /// Opens a thin bdev's external origin for reading. It goes with the thin bdev: when the origin is
+    /// removed, the thin bdev is unregistered until the origin is back.
+    fn open_origin(
+        self: &Rc<Self>,
+        params: &ThinActivate,
+        bdev: &str,
+    ) -> Result<Descriptor, RpcError> {
+        let registry = Rc::downgrade(self);
+        let (name, origin) = (params.bdev_name(), bdev.to_owned());
+        Descriptor::open(bdev, false, move |event| {
+            if event == Event::Remove
+                && let Some(registry) = registry.upgrade()
+            {
+                log::warn!("bdev '{name}' goes until its external origin '{origin}' is back");
+                let name = name.clone();
+                spdk::executor::spawn(async move {
+                    // An error: it is being removed already.
+                    let _ = registry.deactivate(&name, true).await;
+                });
+            }
+        })
+        .map_err(|errno| {
+            RpcError::new(
+                Errno(errno),
+                format!(
+                    "bdev '{}': its external origin '{bdev}' cannot be opened; create that bdev first",
+                    params.bdev_name()
+                ),
+            )
+        })
+    }
+
+    /// Declared thin bdevs whose pool is open and whose external origin is there.
+    pub fn thins_ready(&self) -> Vec<ThinActivate> {
+        let pools = self.pools.borrow();
+        let is_open = |pool: &str| {
+            let entry = pools.get(pool);
+            entry.is_some_and(|entry| matches!(entry.state, PoolState::Open(_)))
+        };
+        self.thins
+            .borrow()
+            .values()
+            .filter(|thin| !thin.registered && is_open(&thin.params.pool))
+            .filter(|thin| {
+                let origin = thin.params.origin_bdev.as_deref();
+                origin.is_some_and(base::exists)
+            })
+            .map(|thin| thin.params.clone())
+            .collect()
+    }
+
+    /// Unregisters a thin bdev and waits until it is gone.
+    pub async fn deactivate(&self, bdev_name: &str, keep: bool) -> Result<(), RpcError> {
+        let vbdev = {
+            let mut thins = self.thins.borrow_mut();
+            let Some(thin) = thins.get_mut(bdev_name) else {
+                return Err(RpcError::new(
+                    Errno::ENODEV,
+                    format!("there is no thin bdev '{bdev_name}'; see thin_list"),
+                ));
+            };
+            thin.keep = keep;
+            if !thin.registered {
+                thins.remove(bdev_name);
+                return Ok(());
+            }
+            thin.vbdev.take().ok_or_else(|| {
+                RpcError::new(Errno::EBUSY, format!("bdev '{bdev_name}' is being removed"))
+            })?
+        };
+        vbdev.unregister().await;
+        Ok(())
+    }
+
+    /// Called when all channels of a thin bdev are gone, whoever unregistered it.
+    async fn destructed(self: Rc<Self>, params: ThinActivate, done: Destructed) {
+        let name = params.bdev_name();
+        let open = match self
+            .pools
+            .borrow()
+            .get(&params.pool)
+            .map(|entry| &entry.state)
+        {
+            Some(PoolState::Open(open)) => Some(open.clone()),
+            _ => None,
+        };
+        if let Some(open) = open
+            && let Err(error) = open.pool.deactivate(params.id).await
+        {
+            log::error!("bdev '{name}': {error}");
+        }
+        {
+            let mut thins = self.thins.borrow_mut();
+            if let Some(thin) = thins.get_mut(&name) {
+                thin.registered = false;
+                thin.vbdev = None;
+                if !thin.keep {
+                    thins.remove(&name);
+                }
+            }
+        }
+        // Releases the driver, and with it the pool's channels.
+        drop(done);
+        self.close_idle_pools();
+    }
+
+    /// Declares a thin bdev of a pool that is not open.
+    pub fn declare_thin(&self, params: ThinActivate) {
+        self.thins.borrow_mut().insert(
+            params.bdev_name(),
+            ThinEntry {
+                params,
+                vbdev: None,
+                registered: false,
+                keep: true,
+            },
+        );
+    }
+}
+
+/// The owner's way to an external origin.
+fn origin_device(params: &ThinActivate, origin: &Descriptor) -> Result<DataDeviceRef, RpcError> {
+    let info = origin.info();
+    let refuse = |errno: Errno, what: &str| {
+        RpcError::new(
+            errno,
+            format!(
+                "bdev '{}': its external origin '{}' {what}",
+                params.bdev_name(),
+                params.origin_bdev.as_deref().unwrap_or_default()
+            ),
+        )
+    };
+    if info.metadata_bytes != 0 || info.dif_type != 0 {
+        return Err(refuse(
+            Errno::EINVAL,
+            "has metadata or DIF, which is not supported",
+        ));
+    }
+    let channel = origin
+        .channel()
+        .ok_or_else(|| refuse(Errno::ENOMEM, "has no I/O channel: out of memory"))?;
+    Ok(Rc::new(DataBdev::new(channel)))
+}
+
+/// A thin bdev as SPDK sees it.
+struct ThinDriver {
+    dev: Arc<ThinDev>,
+    origin: Option<Descriptor>,
+    channels: Arc<IoDevice<PoolChannel>>,
+    params: ThinActivate,
+    discards: bool,
+}
+
+/// A thin bdev's channel: the pool's of this core.
+pub struct ThinChannel {
+    dev: Arc<ThinDev>,
+    origin: Option<BaseChannel>,
+    pool: IoChannel<PoolChannel>,
+}
+
+impl Driver for ThinDriver {
+    type Channel = ThinChannel;
+
+    fn create_channel(&self) -> Option<ThinChannel> {
+        Some(ThinChannel {
+            dev: self.dev.clone(),
+            origin: match &self.origin {
+                Some(origin) => Some(origin.channel()?),
+                None => None,
+            },
+            pool: self.channels.channel()?,
+        })
+    }
+
+    #[inline]
+    fn submit(channel: &ThinChannel, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
+        let kind = match kind {
+            IoKind::Read => Kind::Read,
+            IoKind::Write => Kind::Write,
+            IoKind::Flush => Kind::Flush,
+            IoKind::Unmap => Kind::Discard,
+            IoKind::WriteZeroes => Kind::WriteZeroes,
+            IoKind::Reset => Kind::Reset,
+            IoKind::Abort => {
+                let aborted = channel.pool.engine.abort(io.id_to_abort());
+                // Not parked: it is on its way, and will end by itself.
+                return io.complete(if aborted { 0 } else { Errno::EIO.0 });
+            }
+            IoKind::Other => return io.complete(Errno::EOPNOTSUPP.0),
+        };
+        let request = Request {
+            kind,
+            offset_blocks: offset,
+            nr_blocks,
+        };
+        if let Some(origin) = &channel.origin {
+            io.set_other(origin, origin.descriptor());
+        }
+        channel.pool.engine.submit(&channel.dev, request, io);
+    }
+
+    #[inline]
+    fn forwarded(channel: &ThinChannel, io: BdevIo, ticket: u64, ok: bool) {
+        let result = if ok { Ok(()) } else { Err(Errno::EIO) };
+        let ticket = bdev::channel::Ticket::from_raw(ticket);
+        channel.pool.engine.forwarded(io, ticket, result);
+    }
+
+    fn io_kinds(&self) -> u32 {
+        let discard = if self.discards {
+            IoKind::Unmap.bit()
+        } else {
+            0
+        };
+        IoKind::Read.bit()
+            | IoKind::Write.bit()
+            | IoKind::Flush.bit()
+            | IoKind::WriteZeroes.bit()
+            | IoKind::Reset.bit()
+            | IoKind::Abort.bit()
+            | discard
+    }
+
+    fn destruct(&self, done: Destructed) {
+        let params = self.params.clone();
+        match registry() {
+            Some(registry) => {
+                spdk::executor::spawn(registry.destructed(params, done));
+            }
+            None => drop(done),
+        }
+    }
+
+    fn info(&self) -> (&'static str, String) {
+        let info = serde_json::json!({ "pool": self.params.pool, "id": self.params.id });
+        ("thin", info.to_string())
+    }
+
+    fn config(&self) -> String {
+        call("thin_activate", &self.params)
+    }
+}
