@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Control of thin pools beside a running Linux kernel: status and table lines field by field, and what
+each message and table is answered, on the same pools."""
+
+import errno
+import os
+import re
+import shutil
+
+import pytest
+
+from harness import RpcError
+from kernel.thin import KernelPool
+
+MIB = 1 << 20
+SECTORS = 64 * MIB // 512
+
+
+def serve(lab, files, devices, name='target', **params):
+    """The pool of two files in a target of ours, with thin devices of SECTORS."""
+    target = lab.target(name=name)
+    for bdev, path in zip(('meta', 'data'), files):
+        target.rpc.call('bdev_aio_create', name=bdev, filename=str(path), block_size=512)
+    target.rpc.call('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data', **params)
+    for number in devices:
+        target.rpc.call('thin_activate', pool='pool', id=number, bdev_name=f't{number}', size_sectors=SECTORS)
+    return target
+
+
+def fields(line: str) -> list:
+    """Of a line of the kernel's: what comes after start, length and target. Its device numbers are ours by
+    name."""
+    start, length, target, *rest = line.split(' ')
+    names = {'98:0': 'meta', '98:16': 'data', '254:0': 'pool'}
+    return [start, length, target] + [names.get(word, word) for word in rest]
+
+
+def lines_of(values: dict, names: list) -> dict:
+    """The kernel's lines of these devices, as lists of fields."""
+    return {f'{kind} {name}': fields(values[f'{kind}_{name}']) for name in names for kind in ('status', 'table')}
+
+
+def our_lines(rpc, names: list) -> dict:
+    """The same of ours. A status line of ours begins with the target's own fields."""
+    answers = {}
+    for name in names:
+        table = rpc.call('dm_table', name=name)
+        answers[f'table {name}'] = table.split(' ')
+        answers[f'status {name}'] = table.split(' ')[:3] + rpc.call('dm_status', name=name)['line'].split(' ')
+    return answers
+
+
+# What the kernel does before, the features of the pool, and the same for us.
+CASES = {
+    'new': ('', [], 0),
+    'data': ('write 1 1306624 /host/content; snapshot 3 1; write 1 1306624 /host/less; discard 1 1310720 65536',
+             [], 0),
+    'transaction and metadata snapshot':
+        ('write 1 0 /host/content; message set_transaction_id 0 77; message reserve_metadata_snap',
+         ['no_discard_passdown'], 100),
+    'other features': ('write 1 0 /host/content', ['skip_block_zeroing', 'ignore_discard', 'error_if_no_space'], 7),
+    'all features': ('write 1 0 /host/content', ['error_if_no_space', 'no_discard_passdown', 'skip_block_zeroing'], 0),
+    'discards ignored and not passed down': ('', ['no_discard_passdown', 'ignore_discard'], 0),
+    'full': ('dd if=/dev/zero of=/dev/mapper/t1 bs=1M conv=fsync 2>/dev/null || true', ['error_if_no_space'], 8),
+    'deleted': ('write 1 0 /host/content; thin_close 1; message delete 1; message create_thin 1; '
+                f'thin_open 1 {SECTORS}', [], 0),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_lines(lab, case):
+    """On one pool, our status and table lines are the kernel's, field by field."""
+    script, features, low_water = CASES[case]
+    files = lab.file('meta', 4), lab.file('data', 16)
+    pool = KernelPool(*files)
+    content = os.urandom(2 * MIB)
+    pool.run(script, {1: SECTORS}, before='message create_thin 1; message create_thin 2',
+             features=[word for word in features if word == 'error_if_no_space'],
+             files={'content': content, 'less': content[:4096]})
+    names = ['pool', 't1', 't2']
+    show = '\n'.join(f'show {name}' for name in names)
+    # A pool that is open for the first time after its making: nothing is left in core of how it was made.
+    kernels = lines_of(pool.run(show, {1: SECTORS, 2: SECTORS}, features, low_water).values(), names)
+    target = serve(lab, files, (1, 2), features=features, low_water_mark_blocks=low_water)
+    ours = our_lines(target.rpc, names)
+    target.stop()
+    assert ours == kernels
+
+
+def test_lines_of_a_pool_to_be_checked(lab):
+    """needs_check: the same lines, and the same refusal of messages."""
+    files = lab.file('meta', 4), lab.file('data', 16)
+    pool = KernelPool(*files)
+    pool.run('write 1 0 /host/content', {1: SECTORS}, before='message create_thin 1',
+             files={'content': os.urandom(MIB)})
+    mark_needs_check(files[0])
+    names = ['pool', 't1']
+    kernels = lines_of(pool.run('show pool; show t1', {1: SECTORS}).values(), names)
+    assert 'needs_check' in kernels['status pool'] and 'ro' in kernels['status pool']
+    target = serve(lab, files, (1,))
+    assert our_lines(target.rpc, names) == kernels
+    with pytest.raises(RpcError) as refusal:
+        target.rpc.call('dm_message', name='pool', message='create_thin 9')
+    assert refusal.value.code == -errno.EOPNOTSUPP
+    target.stop()
+
+
+def mark_needs_check(meta):
+    """Sets the flag in the superblock (thin.md 1)."""
+    with open(meta, 'r+b') as file:
+        block = bytearray(file.read(4096))
+        block[4] |= 1
+        crc = 0xFFFFFFFF
+        for byte in block[4:]:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        block[:4] = (crc ^ 160774).to_bytes(4, 'little')
+        file.seek(0)
+        file.write(block)
+
+
+# In this order, on a pool with devices 1 (open) and 2. A message is answered 0 or an errno.
+MESSAGES = [
+    'create_thin 1', 'create_thin 3', 'CREATE_THIN 4', 'create_thin 16777215', 'create_thin 16777216', 'create_thin',
+    'create_thin 5 6', 'create_thin x', 'create_thin -1', 'create_thin 0x10', 'create_thin 010',
+    'create_snap 7 2', 'create_snap 7 2', 'create_snap 8 99', 'create_snap 1 99', 'create_snap 8',
+    'create_snap 8 2 2', 'create_snap 8 16777216', 'create_snap 16777216 2', 'create_snap 9 9',
+    'delete 1', 'delete 3', 'delete 3', 'delete', 'delete 16777216', 'delete 4 7',
+    'set_transaction_id 1 2', 'set_transaction_id 0 1', 'set_transaction_id 1', 'set_transaction_id 1 2 3',
+    'set_transaction_id 1 18446744073709551615', 'set_transaction_id 18446744073709551615 0',
+    'set_transaction_id 0 18446744073709551616', 'set_transaction_id 0 0',
+    'release_metadata_snap', 'reserve_metadata_snap', 'reserve_metadata_snap', 'Release_Metadata_Snap',
+    'release_metadata_snap 1', 'reserve_metadata_snap 1', 'nonsense', 'create_thin_1',
+]
+
+
+def test_messages(lab):
+    """Every message is answered with the kernel's errno."""
+    files = lab.file('meta', 4), lab.file('data', 16)
+    pool = KernelPool(*files)
+    pool.run('', {}, before='message create_thin 1; message create_thin 2')
+    copies = [lab.folder / f'{file.name}.ours' for file in files]
+    for file, copy in zip(files, copies):
+        shutil.copy(file, copy)
+    script = '\n'.join(f'echo "{text}=$(message {text} 2>&1 || true)"' for text in MESSAGES)
+    outcome = pool.run(script, {1: SECTORS})
+    kernels = [(line.split('=', 1)[0], number_of(line.split('=', 1)[1]))
+               for line in outcome.output.splitlines() if line.split('=', 1)[0] in MESSAGES]
+    assert len(kernels) == len(MESSAGES), outcome.output
+
+    target = serve(lab, copies, (1,))
+    ours = []
+    for text in MESSAGES:
+        try:
+            target.rpc.call('dm_message', name='pool', message=text)
+            ours.append((text, 0))
+        except RpcError as error:
+            ours.append((text, -error.code))
+    target.stop()
+    assert named(ours) == named(kernels)
+
+
+def number_of(words: str) -> int:
+    """The errno in an error message of dmsetup; 0 if there is none."""
+    failure = re.search(r'failed: (.*)', words)
+    if not failure:
+        return 0
+    return next(code for code in errno.errorcode if os.strerror(code) == failure.group(1).strip())
+
+
+def named(answers: list) -> list:
+    return [(text, errno.errorcode.get(code, code)) for text, code in answers]
+
+
+# Tables of a pool that is to be refused, or not; META and DATA stand for the devices.
+POOL_TABLES = [
+    'META DATA 128 0', 'META DATA 128 0 0', 'META DATA 128', 'META DATA 100 0', 'META DATA 64 0', 'META DATA 256 0',
+    'META DATA 2097280 0', 'META DATA 128 x', 'META DATA 128 -1', 'META META 128 0', 'META DATA 128 0 1',
+    'META DATA 128 0 1 nonsense', 'META DATA 128 0 5 read_only read_only read_only read_only read_only',
+    'META DATA 128 0 2 READ_ONLY Skip_Block_Zeroing', 'META DATA 128 0 1 read_only error_if_no_space',
+    'META DATA 128 0 x', 'NOTHING DATA 128 0', 'META NOTHING 128 0',
+]
+THIN_TABLES = ['pool 1', 'pool 99', 'pool', 'pool 16777216', 'pool x', 'META 1', 'nothing 1', 'pool 1 pool']
+
+
+def test_tables(lab):
+    """Every table is accepted or refused as the kernel does it."""
+    files = lab.file('meta', 4), lab.file('data', 16)
+    pool = KernelPool(*files)
+    pool.run('', {}, before='message create_thin 1')
+
+    def kernel_words(table):
+        for ours, theirs in (('META', '/dev/ubda'), ('DATA', '/dev/ubdb'), ('NOTHING', '/dev/nothing'),
+                             ('pool', '/dev/mapper/pool')):
+            table = table.replace(ours, theirs)
+        return table
+
+    lines = []
+    for target, tables, name in (('thin-pool', POOL_TABLES, 'p'), ('thin', THIN_TABLES, 'p')):
+        if target == 'thin':
+            lines.append('dmsetup create pool --noudevsync --table "0 32768 thin-pool /dev/ubda /dev/ubdb 128 0"')
+        for table in tables:
+            lines.append(f'echo "{table}=$(dmsetup create {name} --noudevsync --table "0 32768 {target} '
+                         f'{kernel_words(table)}" 2>&1 || true)"')
+            lines.append(f'if [ -b /dev/mapper/{name} ]; then dmsetup remove --noudevsync {name}; fi')
+    outcome = pool.kernel.run(f'{chr(10).join(lines)}\ndmsetup remove --noudevsync pool')
+    kernels = [(line.split('=', 1)[0], number_of(line.split('=', 1)[1]) == 0 and 'failed' not in line)
+               for line in outcome.output.splitlines() if line.split('=', 1)[0] in POOL_TABLES + THIN_TABLES]
+    assert len(kernels) == len(POOL_TABLES + THIN_TABLES), outcome.output
+
+    target = lab.target()
+    for bdev, path in zip(('meta', 'data'), files):
+        target.rpc.call('bdev_aio_create', name=bdev, filename=str(path), block_size=512)
+    ours = []
+    for kind, tables in (('thin-pool', POOL_TABLES), ('thin', THIN_TABLES)):
+        if kind == 'thin':
+            target.rpc.call('dm_create', name='pool', table='0 32768 thin-pool meta data 128 0')
+        for table in tables:
+            words = table.replace('META', 'meta').replace('DATA', 'data')
+            try:
+                target.rpc.call('dm_create', name='p', table=f'0 32768 {kind} {words}')
+                ours.append((table, True))
+                target.rpc.call('dm_remove', name='p')
+            except RpcError as error:
+                ours.append((table, False))
+    target.stop()
+    assert ours == kernels
