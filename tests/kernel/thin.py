@@ -6,11 +6,12 @@ from typing import Dict, Iterable, List
 
 from .machine import Kernel, Outcome
 
-# The pool is on the first two disks. Thin device N is /dev/mapper/tN, and its size is given.
+# The pool is on the first two disks, or on $meta and $data. Thin device N is /dev/mapper/tN, and its size is given.
 FUNCTIONS = r'''
+meta=/dev/ubda data=/dev/ubdb
 pool_open() {  # features
     dmsetup create pool --noudevsync --table \
-        "0 $(blockdev --getsz /dev/ubdb) thin-pool /dev/ubda /dev/ubdb 128 ${low_water:-0} $# $*"
+        "0 $(blockdev --getsz $data) thin-pool $meta $data 128 ${low_water:-0} $# $*"
 }
 thin_open() {  # id, sectors
     dmsetup create "t$1" --noudevsync --table "0 $2 thin /dev/mapper/pool $1"
