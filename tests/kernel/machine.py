@@ -9,10 +9,11 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional
 
 HERE = Path(__file__).resolve().parent
 SETUP = HERE.parents[1] / 'spdk-config' / 'setup-kernel'
@@ -33,7 +34,7 @@ class Outcome:
     output: str
     dmesg: str
     console: str
-    boot_seconds: float
+    seconds: float
 
     def values(self) -> Dict[str, str]:
         """The lines `name=value` of the output."""
@@ -70,20 +71,45 @@ class Kernel:
             files: Optional[Dict[str, bytes]] = None) -> Outcome:
         """Boots and runs a shell script (under `sh -eu`); `files` are in /host. With `check`, a script that
         fails is an error."""
-        # Short, because UML makes a socket in it.
+        with self._exchange(script, files) as folder:
+            outcome = self._boot(folder, seconds)
+        if check and outcome.status != 0:
+            raise KernelError(f'the script ended with {outcome.status}:\n{outcome.output}\n'
+                              f'{_last(outcome.dmesg)}')
+        return outcome
+
+    def crash(self, script: str, reached: Callable[[Path], bool], seconds: float = RUN_SECONDS,
+              files: Optional[Dict[str, bytes]] = None) -> Dict[str, bytes]:
+        """Boots, runs a script, and kills the machine as soon as `reached` says so of the folder that is
+        /host inside. Returns the files that the script left there."""
+        with self._exchange(script, files) as folder:
+            before = set(os.listdir(folder))
+            machine = self._start(folder)
+            deadline = time.monotonic() + seconds
+            try:
+                while not reached(folder):
+                    if machine.poll() is not None or time.monotonic() > deadline:
+                        raise KernelError(f'the machine was to be killed, but it ended or hung:\n'
+                                          f'{_last(_text(folder / "output"))}\n{_last(_text(folder / "console"))}')
+                    time.sleep(0.01)
+            finally:
+                _end(machine)
+            return {path.name: path.read_bytes() for path in folder.iterdir()
+                    if path.is_file() and path.name not in before}
+
+    @contextmanager
+    def _exchange(self, script: str, files: Optional[Dict[str, bytes]]) -> Iterator[Path]:
+        """The folder that is /host inside, for the time of one boot. Its path is short, because UML makes a
+        socket in it."""
         folder = Path(tempfile.mkdtemp(prefix='uml'))
         try:
             (folder / 'script').write_text(script)
             shutil.copy(HERE / 'init', folder / 'init')
             for name, content in (files or {}).items():
                 (folder / name).write_bytes(content)
-            outcome = self._boot(folder, seconds)
+            yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        if check and outcome.status != 0:
-            raise KernelError(f'the script ended with {outcome.status}:\n{outcome.output}\n'
-                              f'{_last(outcome.dmesg)}')
-        return outcome
 
     def _command(self, folder: Path) -> List[str]:
         where = installed()
@@ -98,27 +124,25 @@ class Kernel:
         roomy = shm.is_dir() and shutil.disk_usage(shm).free > self._memory_mb << 20
         return {**os.environ, 'TMPDIR': str(shm if roomy else folder)}
 
+    def _start(self, folder: Path) -> subprocess.Popen:
+        # A group of its own: UML is several processes, and all must go if one hangs.
+        with open(folder / 'console', 'wb') as console:
+            return subprocess.Popen(self._command(folder), env=self._environment(folder),
+                                    stdin=subprocess.DEVNULL, stdout=console, stderr=console,
+                                    start_new_session=True, cwd=folder)
+
     def _boot(self, folder: Path, seconds: float) -> Outcome:
         began = time.monotonic()
-        with open(folder / 'console', 'wb') as console:
-            # A group of its own: UML is several processes, and all must go if one hangs.
-            machine = subprocess.Popen(self._command(folder), env=self._environment(folder),
-                                       stdin=subprocess.DEVNULL, stdout=console, stderr=console,
-                                       start_new_session=True, cwd=folder)
-            try:
-                machine.wait(timeout=seconds)
-                hung = False
-            except subprocess.TimeoutExpired:
-                hung = True
-            finally:
-                _end(machine)
+        machine = self._start(folder)
+        try:
+            machine.wait(timeout=seconds)
+            hung = False
+        except subprocess.TimeoutExpired:
+            hung = True
+        finally:
+            _end(machine)
         took = time.monotonic() - began
-
-        def text(name: str) -> str:
-            path = folder / name
-            return path.read_text(errors='replace') if path.exists() else ''
-
-        console, output, dmesg, status = text('console'), text('output'), text('dmesg'), text('status')
+        console, output, dmesg, status = (_text(folder / name) for name in ('console', 'output', 'dmesg', 'status'))
         if hung or not status:
             what = f'the kernel was still running after {seconds} s' if hung else \
                 f'the kernel ended ({machine.returncode}) before the script did'
@@ -127,6 +151,10 @@ class Kernel:
             if word in dmesg or word in console:
                 raise KernelError(f'the kernel says "{word}":\n{_last(dmesg, 80)}\n{_last(console)}')
         return Outcome(int(status), output, dmesg, console, took)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors='replace') if path.exists() else ''
 
 
 def _last(text: str, lines: int = 40) -> str:

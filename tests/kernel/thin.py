@@ -2,7 +2,7 @@
 """Thin pools in the kernel: shell functions for its scripts, and what they print, read."""
 
 from pathlib import Path
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Optional
 
 from .machine import Kernel, Outcome
 
@@ -42,13 +42,17 @@ class KernelPool:
     def __init__(self, meta: Path, data: Path, *more: Path):
         self.kernel = Kernel([meta, data, *more])
 
-    def run(self, script: str, devices: Dict[int, int], features: Iterable[str] = (), low_water: int = 0,
-            before: str = '',
-            **options) -> Outcome:
+    def script(self, script: str, devices: Dict[int, int], features: Iterable[str] = (), low_water: int = 0,
+               before: str = '') -> str:
         """Opens the pool, runs `before`, opens the devices (id: size in sectors), runs the script, closes
         what is left open."""
         lines: List[str] = [FUNCTIONS, f'low_water={low_water}', f'pool_open {" ".join(features)}', before]
         lines += [f'thin_open {number} {sectors}' for number, sectors in devices.items()]
         lines += [script, 'for open in /dev/mapper/t*; do', '[ ! -b "$open" ] || thin_close "${open##*/t}"',
                   'done', 'pool_close']
-        return self.kernel.run('\n'.join(lines), **options)
+        return '\n'.join(lines)
+
+    def run(self, script: str, devices: Dict[int, int], files: Optional[Dict[str, bytes]] = None,
+            **options) -> Outcome:
+        """Runs such a script, which must succeed."""
+        return self.kernel.run(self.script(script, devices, **options), files=files)
