@@ -11,7 +11,8 @@ from typing import Mapping
 
 import pytest
 
-from harness import RpcError
+from harness import HostIO, RpcError, free_port, thin_check
+from harness.target import export, host_config
 from kernel import Kernel
 from kernel.thin import FUNCTIONS, KernelPool
 
@@ -96,6 +97,83 @@ def test_lines(lab):
         for name in ('meta', 'data'):
             rpc.call('bdev_aio_delete', name=name)
     target.stop()
+
+
+# What is done to a pool while it is open, as the kernel's script has it: what, on which device, arguments.
+LIVE = [
+    ('write', 1, 0, 4096), ('write', 1, 5 * BLOCK - 4096, 8192), ('write', 2, 3 * BLOCK, 2 * BLOCK),
+    ('snapshot', 3, 1), ('write', 1, 4096, 4096), ('write', 1, 40 * BLOCK, 10 * BLOCK),
+    ('discard', 1, 42 * BLOCK, 3 * BLOCK), ('discard', 2, 3 * BLOCK + 4096, 2 * BLOCK), ('write', 2, 0, 4096),
+    ('message', 'set_transaction_id 0 5'), ('message', 'reserve_metadata_snap'), ('write', 1, 100 * BLOCK, BLOCK),
+    ('message', 'release_metadata_snap'), ('message', 'delete 3'), ('fill', 2, 200 * BLOCK, 300 * BLOCK),
+    ('discard', 2, 200 * BLOCK, 40 * BLOCK), ('write', 1, 300 * BLOCK, 4096),
+]
+LIVE_FEATURES = ['error_if_no_space', 'no_discard_passdown']
+
+
+def test_lines_of_a_live_pool(lab):
+    """Two pools, the kernel's and ours, to which the same is done: after each step the lines are the same,
+    but for how many blocks the metadata take."""
+    names = ['pool', 't1', 't2']
+    files = lab.file('meta', 4), lab.file('data', 16)
+    script = []
+    for what, *rest in LIVE:
+        if what in ('write', 'fill'):
+            number, offset, length = rest
+            script.append(f'dd if=/dev/urandom of=/dev/mapper/t{number} bs=4096 count={length // 4096} '
+                          f'seek={offset} oflag=seek_bytes conv=notrunc,fsync 2>/dev/null'
+                          + (' || true' if what == 'fill' else ''))
+        else:
+            script.append(f'{what} {" ".join(map(str, rest))}')
+        script += [f'show {name}' for name in names] + ['echo end']
+    kernel = KernelPool(*files).run('\n'.join(script), {1: SECTORS, 2: SECTORS}, features=LIVE_FEATURES, low_water=20,
+                                    before='message create_thin 1; message create_thin 2')
+    steps = [dict(line.split('=', 1) for line in part.splitlines()) for part in kernel.output.split('end\n')]
+
+    target = lab.target()
+    rpc = target.rpc
+    ours = lab.file('meta.ours', 4), lab.file('data.ours', 16)
+    serve(target, ours, (), features=LIVE_FEATURES, low_water_mark_blocks=20)
+    hosts = {}
+    for number in (1, 2):
+        rpc.call('thin_create', pool='pool', id=number)
+        rpc.call('thin_activate', pool='pool', id=number, bdev_name=f't{number}', size_sectors=SECTORS)
+        port = free_port()
+        export(target.process, f't{number}', [f't{number}'], port)
+        hosts[number] = HostIO(lab.folder, host_config(lab.folder / f'{number}.json', 'remote', port, f't{number}'),
+                               'remoten1', core_mask='0x1')
+
+    def do(what, *rest):
+        if what in ('write', 'fill'):
+            number, offset, length = rest
+            content = lab.folder / 'content'
+            content.write_bytes(os.urandom(length))
+            try:
+                hosts[number].run('write', str(content), '--offset', str(offset))
+            except RuntimeError:
+                assert what == 'fill'
+        elif what == 'discard':
+            number, offset, length = rest
+            hosts[number].run('clear', 'unmap', '--offset', str(offset), '--length', str(length))
+        elif what == 'snapshot':
+            rpc.call('thin_snapshot', pool='pool', id=rest[0], origin_id=rest[1])
+        else:
+            rpc.call('dm_message', name='pool', message=rest[0])
+
+    for step, values in zip(LIVE, steps):
+        do(*step)
+        kernels, lines = lines_of(values, names), our_lines(rpc, names)
+        for found in (kernels, lines):
+            used, total = found['status pool'][4].split('/')
+            assert int(used) < int(total)
+            found['status pool'][4] = total
+            # Where a write to a full pool stops is the host's affair.
+            if step[0] == 'fill':
+                found['status t2'][4] = 'some'
+        assert lines == kernels, step
+    target.stop()
+    thin_check(files[0])
+    thin_check(ours[0])
 
 
 def test_lines_of_a_pool_to_be_checked(lab):
