@@ -71,7 +71,8 @@ def test_lines(lab):
     """On each of these pools, our status and table lines are the kernel's, field by field. The pools are
     opened anew, so that nothing is left in core of how they were made."""
     names = ['pool', 't1', 't2']
-    files = [lab.file(f'{kind}{number}', size) for number in range(len(CASES)) for kind, size in (('meta', 4), ('data', 16))]
+    files = [lab.file(f'{kind}{number}', size) for number in range(len(CASES))
+             for kind, size in (('meta', 4), ('data', 16))]
     script = [FUNCTIONS]
     for number, (change, features, low_water) in enumerate(CASES.values()):
         script += [f'meta={Kernel.disk(2 * number)} data={Kernel.disk(2 * number + 1)}',
