@@ -162,9 +162,23 @@ def _last(text: str, lines: int = 40) -> str:
 
 
 def _end(machine: subprocess.Popen) -> None:
-    """Ends what is left of a machine's group of processes."""
+    """Ends what is left of a machine's group of processes, and waits until none of them can write."""
     try:
         os.killpg(machine.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
     machine.wait()
+    while _living(machine.pid):
+        time.sleep(0.01)
+
+
+def _living(group: int) -> bool:
+    """Whether a group has processes. Zombies, which only their new parent can take away, do not count."""
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            state, _, its_group = path.read_text().rpartition(')')[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(its_group) == group and state != 'Z':
+            return True
+    return False
