@@ -4,6 +4,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,13 @@ def setup(*options, before=(), **env):
                           stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
-def machines() -> set:
-    """The kernels that run now, by the folder they run in."""
-    found = set()
+def processes_in(folder: Path) -> list:
+    """The processes that run in a folder or below it."""
+    found = []
     for process in Path('/proc').glob('[0-9]*'):
         try:
-            if process.joinpath('exe').resolve().name == 'linux':
-                found.add(process.joinpath('cwd').resolve())
+            if str(process.joinpath('cwd').readlink()).startswith(f'{folder}/'):
+                found.append(process.name)
         except OSError:
             pass
     return found
@@ -58,15 +59,17 @@ def test_failures_are_told():
         Kernel([]).run('cat /nothing\necho not reached')
 
 
-def test_no_hang():
-    """A hang and a panic end in an error, and leave no process."""
-    before = machines()
-    with pytest.raises(KernelError, match='still running after 4 s'):
-        Kernel([]).run('sleep 1000', seconds=4)
-    assert machines() <= before
-    with pytest.raises(KernelError, match='(?s)before the script.*said before.*sysrq triggered crash'):
-        Kernel([]).run('echo said before; sync; echo c >/proc/sysrq-trigger; sleep 1000')
-    assert machines() <= before
+def test_no_hang(monkeypatch):
+    """A hang and a panic end in an error, and leave no process and no file."""
+    with tempfile.TemporaryDirectory(prefix='k') as folder:
+        monkeypatch.setattr(tempfile, 'tempdir', folder)
+        with pytest.raises(KernelError, match='still running after 4 s'):
+            Kernel([]).run('sleep 1000', seconds=4)
+        assert processes_in(Path(folder)) == []
+        with pytest.raises(KernelError, match='(?s)before the script.*said before.*sysrq triggered crash'):
+            Kernel([]).run('echo said before; sync; echo c >/proc/sysrq-trigger; sleep 1000')
+        assert processes_in(Path(folder)) == []
+        assert os.listdir(folder) == []
 
 
 def test_set_up_needs_no_network():
