@@ -327,3 +327,22 @@ def test_tables(lab):
                 ours.append((table, -error.code))
     target.stop()
     assert_same(ours, kernels, but=STRICTER)
+
+
+def test_lines_without_metadata_space(lab):
+    """A pool whose metadata space the kernel used up: opened anew, its lines are the same in both, and opening
+    it writes nothing. (No thin_check: the kernel leaves the data block leaked that it had no entry for.)"""
+    files = lab.file('meta', 1), lab.file('data', 1024)
+    os.truncate(files[0], 64 * 4096)
+    pool = KernelPool(*files)
+    outcome = pool.run('dd if=/dev/zero of=/dev/mapper/t1 bs=1M conv=fsync 2>/dev/null || echo "filled=yes"; show pool',
+                       {1: 16 * SECTORS}, before='message create_thin 1')
+    assert outcome.values()['filled'] == 'yes' and ' ro ' in outcome.values()['status_pool']
+    names = ['pool', 't1']
+    kernels = lines_of(pool.run('show pool; show t1', {1: SECTORS}).values(), names)
+    left = files[0].read_bytes()
+    target = lab.target()
+    serve(target, files, (1,))
+    assert our_lines(target.rpc, names) == kernels
+    target.stop()
+    assert files[0].read_bytes() == left
