@@ -1,39 +1,52 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checks what a stress (tests/hostio/src/stress.rs) left on a disk, without any code of ours that could
-have had a part in writing it. The format of stamps and state file is described there."""
+"""Checks what a stress left on a disk, without any code that could have had a part in writing it. What it
+writes, and its state file, are described in tests/hostio/src: stress.rs, stamp.rs, ledger.rs."""
 
 import struct
 from pathlib import Path
-from typing import List
 
-SLOT_BYTES = 4096
 SECTOR_BYTES = 512
+SLOT_SECTORS = 256
+ALIGN_SECTORS = 8
 MAGIC = 0x73646d7374726573
+MASK = (1 << 64) - 1
 
 
-def slots_issued(state: Path) -> List[tuple]:
-    """(flushed, issued) of each slot."""
-    return list(struct.iter_unpack('<QQ', state.read_bytes()))
+def mix(word: int) -> int:
+    word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9 & MASK
+    word = (word ^ word >> 27) * 0x94d049bb133111eb & MASK
+    return word ^ word >> 31
+
+
+def stamp(sector: int, sequence: int) -> bytes:
+    """What a write puts into a sector: three words that tell which, one left at zero, and noise."""
+    noise = mix(sector) ^ sequence
+    words = [MAGIC, sector, sequence, 0]
+    while len(words) < SECTOR_BYTES // 8:
+        noise = mix(noise + 0x9e3779b97f4a7c15 & MASK)
+        words.append(noise)
+    return struct.pack(f'<{len(words)}Q', *words)
 
 
 def check_stamps(disk: Path, disk_bytes: int, state: Path) -> int:
-    """Every slot of the disk holds a write between the last one flushed and the last one issued. Returns how
-    many slots hold one that was flushed."""
-    slots = slots_issued(state)
-    stride = max(disk_bytes // len(slots) // SLOT_BYTES, 1)
+    """Every sector of every slot holds what the state allows. Returns how many sectors were flushed."""
+    content = state.read_bytes()
+    slots, _, _ = struct.unpack_from('<3Q', content)
+    columns = struct.unpack_from(f'<{3 * slots * SLOT_SECTORS}Q', content, 24)
+    spare = disk_bytes // SECTOR_BYTES // slots // ALIGN_SECTORS
+    shifts = min(max(spare - SLOT_SECTORS // ALIGN_SECTORS, 1), 16)
     with open(disk, 'rb') as file:
-        for slot, (flushed, issued) in enumerate(slots):
-            file.seek(slot * stride * SLOT_BYTES)
-            data = file.read(SLOT_BYTES)
-            for number in range(SLOT_BYTES // SECTOR_BYTES):
-                sector = data[number * SECTOR_BYTES:(number + 1) * SECTOR_BYTES]
-                words = struct.unpack_from('<4Q', sector)
-                if not any(sector):
-                    found = 0
-                else:
-                    assert words[:2] == (MAGIC, slot) and words[3] == number, \
-                        f'slot {slot}, sector {number}: foreign data {words}'
-                    found = words[2]
-                assert flushed <= found <= issued, \
-                    f'slot {slot}, sector {number}: holds write {found}; {flushed} was flushed, {issued} issued'
-    return sum(1 for flushed, _ in slots if flushed)
+        for row in range(slots * SLOT_SECTORS):
+            durable, issued, zeroed = (columns[row + column * slots * SLOT_SECTORS] for column in range(3))
+            slot = row // SLOT_SECTORS
+            sector = (slot * spare + slot * 5 % shifts) * ALIGN_SECTORS + row % SLOT_SECTORS
+            file.seek(sector * SECTOR_BYTES)
+            data = file.read(SECTOR_BYTES)
+            where = f'sector {sector} ({durable} was flushed, {issued} issued, {zeroed} left zeroes)'
+            if not any(data):
+                assert zeroed >= durable, f'{where} holds zeroes'
+                continue
+            sequence = struct.unpack_from('<Q', data, 16)[0]
+            assert data == stamp(sector, sequence), f'{where} holds foreign or torn data: {data[:24].hex()}'
+            assert max(durable, 1) <= sequence <= issued, f'{where} holds write {sequence}'
+    return sum(1 for durable in columns[:slots * SLOT_SECTORS] if durable)
