@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools hugepages build check unit sim mutations integration test demo run bench clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations integration interop test demo run bench clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -11,6 +11,7 @@ SEEDS ?= 200
 START ?= 1
 TRACE ?=
 MUTATE ?=
+INTEROP ?= 4
 BENCH ?=
 DEMO ?=
 
@@ -29,6 +30,9 @@ spdk: ## Find an SPDK (SPDK_DIR, PKG_CONFIG_PATH), or get and build v20.07 in th
 
 tools: ## Get thin-provisioning-tools (0.9 and 1.1) and a Python environment for the tests
 	@spdk-config/setup-tools
+
+kernel: ## Get a Linux kernel that tests boot (Debian's user-mode-linux, in the cache)
+	@spdk-config/setup-kernel
 
 hugepages: ## Reserve hugepages for the tests (as root; without them SPDK runs with --no-huge)
 	@spdk-config/setup-hugepages >/dev/null
@@ -53,8 +57,11 @@ sim: cargo ## Simulated pools with faults and crashes: SEEDS seeds from START on
 mutations: cargo ## Break promises one by one; the simulator must notice (writes docs/mutations.md)
 	@sim/mutate $(MUTATE)
 
-integration: build ## Tests on real SPDK targets
+integration: build kernel ## Tests on real SPDK targets
 	@$(PYTHON) -m pytest -q tests $(PYTEST)
+
+interop: build kernel ## Disks handed to and fro between a running Linux kernel and us: INTEROP rounds
+	@SPDK_DM_INTEROP_SEEDS=$(INTEROP) $(PYTHON) -m pytest -q tests/test_kernel_*.py $(PYTEST)
 
 test: ## Everything: check, unit, integration; ends with counts
 	@spdk-config/run-tests
