@@ -329,7 +329,7 @@ impl Registry {
         }
         let bytes = info.nr_blocks * u64::from(info.block_bytes);
         let needed = match bdev == params.metadata_bdev {
-            true => 64 * 4096,
+            true => 16 * 4096,
             false => u64::from(params.data_block_size_sectors) * 512,
         };
         if bytes < needed {

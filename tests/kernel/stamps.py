@@ -19,9 +19,9 @@ def mix(word: int) -> int:
 
 
 def stamp(sector: int, sequence: int) -> bytes:
-    """What a write puts into a sector: three words that tell which, one left at zero, and noise."""
+    """What a write puts into a sector: three words that tell which, and noise."""
     noise = mix(sector) ^ sequence
-    words = [MAGIC, sector, sequence, 0]
+    words = [MAGIC, sector, sequence]
     while len(words) < SECTOR_BYTES // 8:
         noise = mix(noise + 0x9e3779b97f4a7c15 & MASK)
         words.append(noise)

@@ -25,7 +25,7 @@ fn mix(word: u64) -> u64 {
 pub fn put(data: &mut [u8], sector: u64, sequence: u64) {
     let mut noise = mix(sector) ^ sequence;
     let mut words = data.chunks_exact_mut(8);
-    for (bytes, word) in words.by_ref().zip([MAGIC, sector, sequence]) {
+    for (word, bytes) in [MAGIC, sector, sequence].into_iter().zip(words.by_ref()) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
     for bytes in words {
