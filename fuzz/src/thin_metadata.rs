@@ -60,6 +60,8 @@ pub fn run(data: &[u8]) {
     let Ok(case) = Case::arbitrary(&mut input) else {
         return;
     };
+    // Built on first use, which takes an executor of its own.
+    BASES.with(|_| ());
     block_on(drive(&case));
 }
 
