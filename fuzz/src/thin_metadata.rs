@@ -93,7 +93,7 @@ async fn write(
 async fn base(number: u8) -> Result<Image, ThinError> {
     let device = Rc::new(MemoryDevice::new(NR_BLOCKS));
     let mut metadata = ThinMetadata::open(device.clone(), options(false)).await?;
-    metadata.resize_data(3000).await?;
+    metadata.resize_data(1500).await?;
     metadata.create_thin(0).await?;
     match number {
         0 => {
@@ -102,7 +102,7 @@ async fn base(number: u8) -> Result<Image, ThinError> {
             write(&mut metadata, 1, 5..8).await?;
         }
         1 => {
-            write(&mut metadata, 0, 0..800).await?;
+            write(&mut metadata, 0, 0..600).await?;
             for id in 1..4 {
                 metadata.create_snap(id, 0).await?;
                 write(&mut metadata, id, 40 * u64::from(id)..45 * u64::from(id)).await?;
@@ -114,8 +114,8 @@ async fn base(number: u8) -> Result<Image, ThinError> {
             metadata.delete(3).await?;
         }
         _ => {
-            write(&mut metadata, 0, (0..50).map(|i| i << 30)).await?;
-            for id in 1..300 {
+            write(&mut metadata, 0, (0..20).map(|i| i << 30)).await?;
+            for id in 1..260 {
                 metadata.create_snap(id, 0).await?;
             }
             write(&mut metadata, 5, 0..2).await?;
@@ -204,11 +204,8 @@ async fn drive(case: &Case) {
         outcome(error);
         return;
     }
-    match metadata.check().await {
-        Ok(findings) => assert!(!is_clean || findings.is_empty(), "{findings:?}"),
-        Err(error) => {
-            outcome(error);
-        }
+    if is_clean {
+        assert_eq!(metadata.check().await, Ok(Vec::new()));
     }
     assert!(metadata.cache_used_bytes() <= 128 * 4096);
 }
