@@ -61,6 +61,20 @@ enum Spec {
     Noise(u8, Vec<u8>),
 }
 
+/// Both space maps in good order at the start of the device, so that what follows gets past opening.
+#[derive(Debug, Arbitrary)]
+struct Skeleton {
+    /// Pairs of the metadata device's bitmap; blocks in use have one reference otherwise.
+    metadata_counts: Option<Vec<u8>>,
+    metadata_overflow: Vec<(u8, u32)>,
+    nr_data: u16,
+    data_counts: Vec<u8>,
+    nr_allocated: Number,
+}
+
+/// Blocks of a skeleton: index, bitmap, overflow of the metadata; index, bitmap, overflow of the data.
+const SKELETON: u64 = 6;
+
 #[derive(Debug, Arbitrary)]
 struct Root {
     nr_blocks: Number,
@@ -85,9 +99,8 @@ struct Case {
     blocks: Vec<Spec>,
     nr_free: u8,
     metadata: Root,
-    /// The metadata map is as large as the device.
-    fits: bool,
     data: Root,
+    skeleton: Option<Skeleton>,
     trees: [u8; 4],
     steps: Vec<(u8, Step)>,
 }
@@ -111,6 +124,41 @@ enum Step {
     GrowData(u16),
     Extend,
     Commit,
+}
+
+impl Skeleton {
+    fn blocks(&self, nr_used: u64, has_data: bool) -> [BlockBytes; SKELETON as usize] {
+        let full = |count: u64| {
+            // Pairs 10: the high bit is worth 1.
+            let mut pairs = vec![0b1010_1010; count as usize / 4];
+            pairs.push((0b1010_1010_u16 >> (8 - 2 * (count % 4))) as u8);
+            pairs
+        };
+        let counts = self.metadata_counts.clone();
+        let leaf = |entries: Vec<(u8, Number)>, size: u8| Spec::Node {
+            flags: None,
+            leaf: true,
+            nr_entries: None,
+            max_entries: 120,
+            value_size: size,
+            first_key: Number::Small(0),
+            entries,
+        };
+        let overflow = self.metadata_overflow.iter();
+        let overflow = overflow.map(|(step, count)| (*step, Number::Any(u64::from(*count))));
+        let index = match has_data {
+            true => vec![(0, Number::Small(5))],
+            false => Vec::new(),
+        };
+        [
+            block(&Spec::Index(vec![(2, None)]), 1),
+            block(&Spec::Bitmap(counts.unwrap_or_else(|| full(nr_used))), 2),
+            block(&leaf(overflow.collect(), 1), 3),
+            block(&leaf(index, 2), 4),
+            block(&Spec::Bitmap(self.data_counts.clone()), 5),
+            block(&leaf(Vec::new(), 1), 6),
+        ]
+    }
 }
 
 fn block(spec: &Spec, nr: u64) -> BlockBytes {
@@ -217,18 +265,31 @@ pub fn run(data: &[u8]) {
 
 async fn drive(case: &Case) -> Result<()> {
     let mut blocks = vec![[0; BLOCK_BYTES]];
-    for (nr, spec) in (1..).zip(case.blocks.iter().take(MAX_BLOCKS)) {
+    let (mut root, mut data) = (case.metadata.get(), case.data.get());
+    let nr_specs = case.blocks.len().min(MAX_BLOCKS) as u64;
+    if let Some(skeleton) = &case.skeleton {
+        let nr_used = 1 + SKELETON + nr_specs;
+        root = SpaceMapRoot {
+            nr_blocks: nr_used + u64::from(case.nr_free),
+            nr_allocated: skeleton.nr_allocated.get(),
+            bitmap_root: 1,
+            ref_count_root: 3,
+        };
+        data = SpaceMapRoot {
+            nr_blocks: u64::from(skeleton.nr_data % 16_321),
+            nr_allocated: skeleton.nr_allocated.get(),
+            bitmap_root: 4,
+            ref_count_root: 6,
+        };
+        blocks.extend(skeleton.blocks(nr_used, data.nr_blocks > 0));
+    }
+    for (nr, spec) in (blocks.len() as u64..).zip(case.blocks.iter().take(MAX_BLOCKS)) {
         blocks.push(block(spec, nr));
     }
     blocks.resize(blocks.len() + usize::from(case.nr_free), [0; BLOCK_BYTES]);
-    let mut root = case.metadata.get();
-    if case.fits {
-        root.nr_blocks = blocks.len() as u64;
-    }
     let device = Rc::new(MemoryDevice::from_blocks(blocks));
     let tm = TransactionManager::open(device, 0, &root).await?;
-    let data = DiskSpaceMap::open(&tm, &case.data.get()).await;
-    let data = match data {
+    let data = match DiskSpaceMap::open(&tm, &data).await {
         Ok(data) => data,
         Err(_) => DiskSpaceMap::create(&tm).await?,
     };
