@@ -7,9 +7,28 @@
     reason = "a test fails by panicking"
 )]
 
+use futures::executor::block_on;
+use persistent_data::btree::{self, Plain};
 use persistent_data::device::BLOCK_BYTES;
+use persistent_data::memory::MemoryDevice;
 use persistent_data::node::{self, NODE};
+use persistent_data::tm::TransactionManager;
 use persistent_data::{Error, Result};
+use std::rc::Rc;
+
+async fn metadata() -> TransactionManager {
+    let device = Rc::new(MemoryDevice::new(64));
+    TransactionManager::create(device, 0).await.unwrap()
+}
+
+/// A tree with these keys.
+async fn tree(tm: &TransactionManager, keys: impl Iterator<Item = u64>) -> u64 {
+    let mut root = btree::empty::<u64>(tm).await.unwrap();
+    for key in keys {
+        root = btree::insert(tm, root, key, key, &Plain).await.unwrap().0;
+    }
+    root
+}
 
 fn corrupt<T>(result: Result<T>) -> u64 {
     match result.map(|_| ()) {
@@ -40,4 +59,36 @@ fn tiny_nodes_are_refused() {
             _ => assert_eq!(corrupt(NODE.verify(&bytes, 5)), 5),
         }
     }
+}
+
+/// A node that is its own child is neither taken over by itself, nor balanced with itself.
+#[test]
+fn own_children_are_refused() {
+    block_on(async {
+        for nr_children in [1, 2] {
+            for at in 0..nr_children {
+                let tm = metadata().await;
+                let root = tree(&tm, 0..600).await;
+                let block = tm.read(root, &NODE).await.unwrap();
+                {
+                    let mut bytes = block.bytes_mut();
+                    let nr = node::nr_entries(&bytes);
+                    node::remove(&mut bytes, nr_children, nr);
+                    node::set_child(&mut bytes, at, root);
+                }
+                let key = if at == 0 {
+                    0
+                } else {
+                    node::key(&block.bytes(), at)
+                };
+                drop(block);
+                assert_eq!(
+                    corrupt(btree::insert(&tm, root, key, 0_u64, &Plain).await),
+                    root
+                );
+                let removed = btree::remove_range::<u64, _>(&tm, root, 0, 600, &Plain, |_, _| {});
+                assert_eq!(corrupt(removed.await), root);
+            }
+        }
+    });
 }

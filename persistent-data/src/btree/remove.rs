@@ -5,7 +5,7 @@
 
 use super::insert::shadow_child;
 use super::walk::{lookup, next};
-use super::{MAX_DEPTH, Value, ValueOps, count_contents, read, shadow, too_deep};
+use super::{MAX_DEPTH, Value, ValueOps, check_child, count_contents, read, shadow, too_deep};
 use crate::cache::Block;
 use crate::error::{Error, Result};
 use crate::node;
@@ -143,6 +143,7 @@ async fn collapse<V: Value, O: ValueOps<V>>(
     ops: &O,
 ) -> Result<()> {
     let nr = node::child(&node.bytes(), 0);
+    check_child(node, nr)?;
     let child = read::<V>(tm, nr).await?;
     if tm.count(nr).await? > 1 {
         // The child lives on elsewhere, so what it points to has one more referrer now.
