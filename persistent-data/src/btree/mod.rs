@@ -144,6 +144,13 @@ fn check_child(parent: &Block, child: u64) -> Result<()> {
     }
 }
 
+fn out_of_order(block: u64) -> Error {
+    Error::Corrupt {
+        block,
+        what: "keys are not ascending, or not where they belong",
+    }
+}
+
 fn too_deep(block: u64) -> Error {
     Error::Corrupt {
         block,
