@@ -12,7 +12,8 @@ use persistent_data::btree::{self, Plain};
 use persistent_data::device::BLOCK_BYTES;
 use persistent_data::memory::MemoryDevice;
 use persistent_data::node::{self, NODE};
-use persistent_data::tm::TransactionManager;
+use persistent_data::space_map::SpaceMapRoot;
+use persistent_data::tm::{DiskSpaceMap, TransactionManager};
 use persistent_data::{Error, Result};
 use std::rc::Rc;
 
@@ -149,5 +150,55 @@ fn separators_in_disorder_are_noticed() {
         let mut seen = Vec::new();
         let _ = btree::walk(&tm, root, 0, u64::MAX, |key, _: u64| seen.push(key)).await;
         assert!(seen.is_sorted_by(|a, b| a < b));
+    });
+}
+
+/// Hints of a bitmap's index entry are only hints, and may be anything.
+#[test]
+fn hints_may_be_anything() {
+    block_on(async {
+        let tm = metadata().await;
+        let data = DiskSpaceMap::create(&tm).await.unwrap();
+        data.extend(&tm, 100).await.unwrap();
+        for _ in 0..10 {
+            data.map().allocate(&tm).await.unwrap();
+        }
+        let root = data.pre_commit(&tm).await.unwrap();
+        // The commit: the next transaction reads what the index says.
+        let mut superblock = [0; BLOCK_BYTES];
+        tm.pre_commit().await.unwrap();
+        tm.commit(&NODE, &mut superblock).await.unwrap();
+        let (index, _) = tm.shadow(root.bitmap_root, &NODE).await.unwrap();
+        node::value_mut(&mut index.bytes_mut(), 0)[8..16].fill(0xFF);
+        let root = SpaceMapRoot {
+            bitmap_root: index.nr(),
+            ..root
+        };
+        drop(index);
+        let data = DiskSpaceMap::open(&tm, &root).await.unwrap();
+        for block in 0..5 {
+            assert!(data.map().dec(&tm, block).await.unwrap());
+        }
+        data.pre_commit(&tm).await.unwrap();
+        assert_eq!(data.map().count(&tm, 0).await.unwrap(), 0);
+    });
+}
+
+/// A root with more blocks allocated than there are is refused.
+#[test]
+fn impossible_counts_are_refused() {
+    block_on(async {
+        let tm = metadata().await;
+        let data = DiskSpaceMap::create(&tm).await.unwrap();
+        data.extend(&tm, 100).await.unwrap();
+        let root = data.pre_commit(&tm).await.unwrap();
+        for nr_allocated in [101, i64::MAX as u64, u64::MAX] {
+            let bad = SpaceMapRoot {
+                nr_allocated,
+                ..root
+            };
+            assert_eq!(corrupt(DiskSpaceMap::open(&tm, &bad).await), 0);
+        }
+        assert!(DiskSpaceMap::open(&tm, &root).await.is_ok());
     });
 }
