@@ -9,6 +9,7 @@
 
 use futures::executor::block_on;
 use persistent_data::btree::{self, Plain};
+use persistent_data::check::Counts;
 use persistent_data::device::BLOCK_BYTES;
 use persistent_data::memory::MemoryDevice;
 use persistent_data::node::{self, NODE};
@@ -200,5 +201,26 @@ fn impossible_counts_are_refused() {
             assert_eq!(corrupt(DiskSpaceMap::open(&tm, &bad).await), 0);
         }
         assert!(DiskSpaceMap::open(&tm, &root).await.is_ok());
+    });
+}
+
+/// However much is wrong, a check keeps a bounded number of findings.
+#[test]
+fn findings_are_bounded() {
+    block_on(async {
+        let tm = metadata().await;
+        let data = DiskSpaceMap::create(&tm).await.unwrap();
+        data.extend(&tm, 100_000).await.unwrap();
+        let mut counts = Counts::default();
+        for block in 0..50_000 {
+            counts.add(block);
+        }
+        let mut findings = Vec::new();
+        counts
+            .compare(&tm, data.map(), "data", &mut findings)
+            .await
+            .unwrap();
+        assert_eq!(findings.len(), 10_001);
+        assert!(findings.last().unwrap().what.contains("more findings"));
     });
 }
