@@ -227,7 +227,10 @@ async fn take(
         Step::Lookup(dev, block) => metadata.lookup(id(dev), block).await.map(|_| ()),
         Step::LookupRange(dev, first, count) => {
             let mut values = vec![u64::MAX; usize::from(count) * 4];
-            metadata.lookup_range(id(dev), first, &mut values).await
+            metadata.lookup_range(id(dev), first, &mut values).await?;
+            let outside = |value: &u64| value >> 24 >= metadata.nr_data_blocks();
+            assert!(values.iter().all(|v| *v == u64::MAX || !outside(v)));
+            Ok(())
         }
         Step::NextMapped(dev, from) => {
             let next = metadata.next_mapped(id(dev), from).await?;
