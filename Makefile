@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations integration interop test demo run bench clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop test demo run bench clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -12,6 +12,7 @@ START ?= 1
 TRACE ?=
 MUTATE ?=
 INTEROP ?= 4
+SECONDS ?= 60
 BENCH ?=
 DEMO ?=
 
@@ -49,13 +50,17 @@ check: cargo ## Formatting, clippy and documentation, warnings denied
 INSIDE_SPDK := spdk plugin tgt hostio
 
 unit: cargo ## Unit, property and simulator tests
-	@$(WITH) cargo test --release --workspace $(INSIDE_SPDK:%=--exclude %) --no-fail-fast $(UNIT)
+	@$(WITH) cargo test --release --workspace $(INSIDE_SPDK:%=--exclude %) --exclude fuzz --no-fail-fast $(UNIT)
+	@cargo test --profile checked -p fuzz --no-fail-fast $(UNIT)
 
 sim: cargo ## Simulated pools with faults and crashes: SEEDS seeds from START on, TRACE=1 tells all
 	@cargo run --release -q -p sim -- --seeds $(SEEDS) --start $(START) $(if $(TRACE),--trace)
 
 mutations: cargo ## Break promises one by one; the simulator must notice (writes docs/mutations.md)
 	@sim/mutate $(MUTATE)
+
+fuzz: cargo ## Fuzz what reads bytes of disks and users, SECONDS in all
+	@fuzz/run $(SECONDS)
 
 integration: build kernel ## Tests on real SPDK targets
 	@$(PYTHON) -m pytest -q tests $(PYTEST)

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::node::{self, NODE};
 use crate::space_map::{BITMAP, SpaceMap};
 use crate::tm::TransactionManager;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Something that is not as it must be.
@@ -16,6 +17,20 @@ pub struct Finding {
     pub block: u64,
     /// What is wrong.
     pub what: String,
+}
+
+/// Findings that are kept. A damaged bitmap alone can be wrong about 16320 blocks, and one bitmap can
+/// stand for many.
+const MAX_FINDINGS: usize = 10_000;
+
+/// Notes a finding. When there are too many, the last one says so and the rest is left out.
+pub fn note(findings: &mut Vec<Finding>, block: u64, what: impl FnOnce() -> String) {
+    let what = match findings.len().cmp(&MAX_FINDINGS) {
+        Ordering::Less => what(),
+        Ordering::Equal => "there are more findings, which are not listed".to_owned(),
+        Ordering::Greater => return,
+    };
+    findings.push(Finding { block, what });
 }
 
 /// References found so far.
@@ -48,24 +63,19 @@ impl Counts {
             let (found, said) = (self.get(block), map.count(tm, block).await?);
             allocated += u64::from(said > 0);
             if found != said {
-                findings.push(Finding {
-                    block,
-                    what: format!("{device} block has {found} references, its count is {said}"),
+                note(findings, block, || {
+                    format!("{device} block has {found} references, its count is {said}")
                 });
             }
         }
         if allocated != map.nr_blocks() - map.nr_free() {
-            findings.push(Finding {
-                block: 0,
-                what: format!(
-                    "{device} space map has {allocated} blocks allocated, says otherwise"
-                ),
+            note(findings, 0, || {
+                format!("{device} space map has {allocated} blocks allocated, says otherwise")
             });
         }
         for block in self.0.keys().filter(|block| **block >= map.nr_blocks()) {
-            findings.push(Finding {
-                block: *block,
-                what: format!("{device} block is used but outside the device"),
+            note(findings, *block, || {
+                format!("{device} block is used but outside the device")
             });
         }
         Ok(())
@@ -88,12 +98,7 @@ pub async fn check_tree<V: Value>(
         if !counts.add(block) {
             continue;
         }
-        let mut finding = |what: &str| {
-            findings.push(Finding {
-                block,
-                what: what.to_owned(),
-            });
-        };
+        let mut finding = |what: &str| note(findings, block, || what.to_owned());
         let node = tm.read(block, &NODE).await?;
         let bytes = node.bytes();
         let (nr, max) = (node::nr_entries(&bytes), node::max_entries(&bytes));

@@ -30,6 +30,10 @@ fn validate(bytes: &BlockBytes) -> Result<(), &'static str> {
     if room.is_none_or(|room| room > BLOCK_BYTES) {
         return Err("node's capacity is larger than a block");
     }
+    // Such a node cannot be split in two that are not empty.
+    if max < 3 {
+        return Err("node's capacity is below 3");
+    }
     if nr > max {
         return Err("node has more entries than capacity");
     }

@@ -12,7 +12,7 @@ use crate::block::{Kind, get_u32, get_u64, no_rules, put_u32, put_u64};
 use crate::btree::{self, Plain, Value};
 use crate::device::{BLOCK_BYTES, BlockBytes};
 use crate::error::{Error, Result};
-use crate::tm::TransactionManager;
+use crate::tm::{SUPERBLOCK, TransactionManager};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::{Cell, RefCell};
 
@@ -101,6 +101,17 @@ impl SpaceMapRoot {
             nr_allocated: get_u64(bytes, 8),
             bitmap_root: get_u64(bytes, 16),
             ref_count_root: get_u64(bytes, 24),
+        }
+    }
+
+    /// Refuses counts that cannot be.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.nr_allocated <= self.nr_blocks {
+            true => Ok(()),
+            false => Err(Error::Corrupt {
+                block: SUPERBLOCK,
+                what: "a space map has more blocks allocated than it has blocks",
+            }),
         }
     }
 
@@ -439,7 +450,7 @@ impl SpaceMap {
             } else if old > 0 && new == 0 {
                 self.nr_allocated
                     .set(self.nr_allocated.get().saturating_sub(1));
-                entry.nr_free += 1;
+                entry.nr_free = entry.nr_free.saturating_add(1);
                 entry.none_free_before = entry.none_free_before.min(e as u32);
             }
             self.set_entry(i, entry);

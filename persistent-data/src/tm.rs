@@ -17,7 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// Where the superblock is.
-const SUPERBLOCK: u64 = 0;
+pub(crate) const SUPERBLOCK: u64 = 0;
 
 /// One open metadata device and its transaction.
 pub struct TransactionManager {
@@ -71,6 +71,7 @@ impl TransactionManager {
                 nr_blocks: root.nr_blocks,
             });
         }
+        root.check()?;
         let cache = BlockCache::new(device, cache_bytes);
         let index = cache.read(root.bitmap_root, &INDEX).await?;
         let entries = space_map::entries_of(&index.bytes(), nr_bitmaps);
@@ -234,6 +235,7 @@ impl DiskSpaceMap {
 
     /// Opens a committed map.
     pub async fn open(tm: &TransactionManager, root: &SpaceMapRoot) -> Result<Self> {
+        root.check()?;
         let nr_bitmaps = SpaceMap::nr_bitmaps_for(root.nr_blocks);
         let mut index = Vec::new();
         let mut missing = false;

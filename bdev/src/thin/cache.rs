@@ -8,7 +8,7 @@
 
 use super::map::ThinDev;
 use crate::owner::Channels;
-use bytemuck::allocation::zeroed_slice_box;
+use bytemuck::allocation::{try_zeroed_slice_box, zeroed_slice_box};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -185,12 +185,14 @@ impl MappingCache {
         }
     }
 
-    /// An empty page table for a device of `nr_blocks` data blocks.
-    pub fn page_table(&self, nr_blocks: u64) -> PageTable {
-        PageTable {
-            pages: zeroed_slice_box(nr_blocks.div_ceil(PAGE_BLOCKS as u64) as usize),
+    /// An empty page table for a device of `nr_blocks` data blocks. None where there is not the
+    /// memory for it.
+    pub fn page_table(&self, nr_blocks: u64) -> Option<PageTable> {
+        let nr_pages = usize::try_from(nr_blocks.div_ceil(PAGE_BLOCKS as u64)).ok()?;
+        Some(PageTable {
+            pages: try_zeroed_slice_box(nr_pages).ok()?,
             frames: self.frames.clone(),
-        }
+        })
     }
 
     /// Counters.
@@ -275,5 +277,18 @@ fn unpublish(pages: &PageTable, page: u64) -> Option<u32> {
     match pages.page(page)?.swap(0, Ordering::SeqCst) {
         0 => None,
         frame => Some(frame - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A size nobody has the memory for is refused; it comes from whoever activates a device.
+    #[test]
+    fn absurd_sizes_are_refused() {
+        let cache = MappingCache::new(0);
+        assert!(cache.page_table(u64::MAX).is_none());
+        assert!(cache.page_table(1000).is_some());
     }
 }

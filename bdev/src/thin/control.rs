@@ -199,6 +199,15 @@ impl Pool {
             });
         }
         let details = metadata.details(id).await?;
+        let pages = self
+            .cache
+            .page_table(nr_sectors.div_ceil(block_sectors))
+            .ok_or_else(|| PoolError::Invalid {
+                pool: self.config.name.clone(),
+                reason: format!(
+                    "there is not the memory to map a thin device of {nr_sectors} sectors; choose a smaller size"
+                ),
+            })?;
         let dev = Arc::new(ThinDev {
             id,
             nr_logical_blocks,
@@ -206,7 +215,7 @@ impl Pool {
                 .as_ref()
                 .map_or(0, |origin| origin.nr_sectors() / sectors_per_logical),
             pool: self.shared.clone(),
-            pages: self.cache.page_table(nr_sectors.div_ceil(block_sectors)),
+            pages,
             snapshotted_time: AtomicU32::new(details.snapshotted_time),
             dirty: AtomicBool::new(metadata.changed()),
             aborted: AtomicBool::new(false),

@@ -2,7 +2,7 @@
 //!
 //! Full nodes are split on the way down, so a node always has room for what its child hands up.
 
-use super::{MAX_DEPTH, Value, ValueOps, shadow, too_deep};
+use super::{MAX_DEPTH, Value, ValueOps, check_child, shadow, too_deep};
 use crate::cache::Block;
 use crate::error::Result;
 use crate::node::{self, NODE};
@@ -60,6 +60,7 @@ pub(super) async fn shadow_child<V: Value, O: ValueOps<V>>(
 ) -> Result<Rc<Block>> {
     let old = node::child(&node.bytes(), i);
     let child = shadow(tm, old, ops).await?;
+    check_child(node, child.nr())?;
     if child.nr() != old {
         node::set_child(&mut node.bytes_mut(), i, child.nr());
     }

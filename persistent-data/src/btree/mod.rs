@@ -133,6 +133,24 @@ fn count_contents<V: Value, O: ValueOps<V>>(
     Ok(())
 }
 
+/// A node is never below itself; both would be changed at once.
+fn check_child(parent: &Block, child: u64) -> Result<()> {
+    match parent.nr() == child {
+        true => Err(Error::Corrupt {
+            block: child,
+            what: "node is its own child",
+        }),
+        false => Ok(()),
+    }
+}
+
+fn out_of_order(block: u64) -> Error {
+    Error::Corrupt {
+        block,
+        what: "keys are not ascending, or not where they belong",
+    }
+}
+
 fn too_deep(block: u64) -> Error {
     Error::Corrupt {
         block,

@@ -5,7 +5,9 @@
 
 use super::insert::shadow_child;
 use super::walk::{lookup, next};
-use super::{MAX_DEPTH, Value, ValueOps, count_contents, read, shadow, too_deep};
+use super::{
+    MAX_DEPTH, Value, ValueOps, check_child, count_contents, out_of_order, read, shadow, too_deep,
+};
 use crate::cache::Block;
 use crate::error::{Error, Result};
 use crate::node;
@@ -126,6 +128,9 @@ async fn remove_run<V: Value, O: ValueOps<V>>(
         let values: Vec<(u64, V)> = (first..last)
             .map(|i| (node::key(&bytes, i), V::get(node::value(&bytes, i))))
             .collect();
+        if !values.is_sorted_by(|(a, _), (b, _)| a < b) {
+            return Err(out_of_order(leaf.nr()));
+        }
         (first, last, values)
     };
     node::remove(&mut leaf.bytes_mut(), first, last);
@@ -143,6 +148,7 @@ async fn collapse<V: Value, O: ValueOps<V>>(
     ops: &O,
 ) -> Result<()> {
     let nr = node::child(&node.bytes(), 0);
+    check_child(node, nr)?;
     let child = read::<V>(tm, nr).await?;
     if tm.count(nr).await? > 1 {
         // The child lives on elsewhere, so what it points to has one more referrer now.

@@ -1,6 +1,6 @@
 //! Looking into trees without changing them (persistent-data.md 2.1).
 
-use super::{MAX_DEPTH, Value, read, too_deep};
+use super::{MAX_DEPTH, Value, out_of_order, read, too_deep};
 use crate::error::Result;
 use crate::node;
 use crate::tm::TransactionManager;
@@ -72,6 +72,9 @@ pub async fn next<V: Value>(
 
 /// Visits the entries `>= from` of the leaf where `from` belongs, until `visit` says false. Returns
 /// the lowest key the next leaf can hold, or None when there is no more to do.
+///
+/// What is visited ascends and stays below what is returned, so that nobody goes backwards or comes
+/// through a leaf twice, whatever the disk says.
 async fn step<V: Value>(
     tm: &TransactionManager,
     root: u64,
@@ -91,17 +94,28 @@ async fn step<V: Value>(
                 Some(i) => i,
                 None => first,
             };
+            let mut previous = None;
             for i in first..nr {
-                if !visit(node::key(&bytes, i), V::get(node::value(&bytes, i))) {
+                let key = node::key(&bytes, i);
+                if previous.is_some_and(|previous| previous >= key)
+                    || bound.is_some_and(|bound| key >= bound)
+                {
+                    return Err(out_of_order(block));
+                }
+                if !visit(key, V::get(node::value(&bytes, i))) {
                     return Ok(None);
                 }
+                previous = Some(key);
             }
-            // Keys out of order would lead backwards.
-            return Ok(bound.filter(|bound| *bound > from));
+            return Ok(bound);
         }
         let i = node::lower_bound(&bytes, from).unwrap_or(0);
         if i + 1 < nr {
-            bound = Some(node::key(&bytes, i + 1));
+            let next = node::key(&bytes, i + 1);
+            if next <= from || bound.is_some_and(|bound| next >= bound) {
+                return Err(out_of_order(block));
+            }
+            bound = Some(next);
         }
         block = node::child(&bytes, i);
     }

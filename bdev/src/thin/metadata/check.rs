@@ -4,9 +4,10 @@
 use super::refs::{Details, TIME_BITS};
 use super::superblock::{SUPERBLOCK, Superblock};
 use super::{ThinError, ThinMetadata};
-use persistent_data::btree;
-use persistent_data::check::{Counts, Finding, check_space_map, check_tree};
+use persistent_data::btree::{self, Value};
+use persistent_data::check::{Counts, Finding, check_space_map, check_tree, note};
 use persistent_data::space_map::IndexEntry;
+use persistent_data::tm::TransactionManager;
 use std::collections::BTreeMap;
 
 impl ThinMetadata {
@@ -75,11 +76,11 @@ impl ThinMetadata {
         let mut details = BTreeMap::new();
         let mut roots = BTreeMap::new();
         // Also where the trees have been entered before, as by a metadata snapshot.
-        btree::walk(tm, details_root, 0, u64::MAX, |id, d: Details| {
+        walk(tm, details_root, findings, |id, d: Details| {
             details.insert(id, d);
         })
         .await?;
-        btree::walk(tm, mapping_root, 0, u64::MAX, |id, root: u64| {
+        walk(tm, mapping_root, findings, |id, root: u64| {
             roots.insert(id, root);
         })
         .await?;
@@ -96,22 +97,36 @@ impl ThinMetadata {
             .await?;
         }
         if !details.keys().eq(roots.keys()) {
-            findings.push(Finding {
-                block: details_root,
-                what: "details and mappings are of different devices".to_owned(),
+            note(findings, details_root, || {
+                "details and mappings are of different devices".to_owned()
             });
         }
         for (id, root) in roots {
             let mut mapped = 0;
-            btree::walk(tm, root, 0, u64::MAX, |_, _: u64| mapped += 1).await?;
+            walk(tm, root, findings, |_, _: u64| mapped += 1).await?;
             let said = details.get(&id).map_or(0, |d| d.mapped_blocks);
             if mapped != said {
-                findings.push(Finding {
-                    block: root,
-                    what: format!("device {id} has {mapped} mappings, its details say {said}"),
+                note(findings, root, || {
+                    format!("device {id} has {mapped} mappings, its details say {said}")
                 });
             }
         }
         Ok(())
+    }
+}
+
+/// Visits the entries of a tree as far as it can be walked; where it cannot is a finding.
+async fn walk<V: Value>(
+    tm: &TransactionManager,
+    root: u64,
+    findings: &mut Vec<Finding>,
+    visit: impl FnMut(u64, V),
+) -> Result<(), ThinError> {
+    match btree::walk(tm, root, 0, u64::MAX, visit).await {
+        Err(persistent_data::Error::Corrupt { block, what }) => {
+            note(findings, block, || what.to_owned());
+            Ok(())
+        }
+        other => Ok(other?),
     }
 }

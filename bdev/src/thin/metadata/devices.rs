@@ -199,6 +199,8 @@ impl ThinMetadata {
 
     /// Fills `values` with the mappings of the blocks from `first` on as they are on disk:
     /// `data block << 24 | time`. What is not mapped is left as it is.
+    ///
+    /// Error: EINVAL where a mapping leads outside the data device.
     pub async fn lookup_range(
         &mut self,
         id: u32,
@@ -207,20 +209,38 @@ impl ThinMetadata {
     ) -> Result<(), ThinError> {
         let root = self.device(id).await?.root;
         let end = first.saturating_add(values.len() as u64);
+        let mut outside = None;
         btree::walk(&self.tm, root, first, end, |block, value: u64| {
+            if outside.is_none() {
+                outside = self.check_mapping(value).err();
+            }
             if let Some(slot) = values.get_mut((block - first) as usize) {
                 *slot = value;
             }
         })
         .await?;
-        Ok(())
+        outside.map_or(Ok(()), Err)
     }
 
-    /// The mapping of a block: data block and time.
+    /// The mapping of a block: data block and time. Error: as [`ThinMetadata::lookup_range`].
     pub async fn lookup(&mut self, id: u32, block: u64) -> Result<Option<(u64, u32)>, ThinError> {
         let root = self.device(id).await?.root;
-        let value: Option<u64> = btree::lookup(&self.tm, root, block).await?;
-        Ok(value.map(|v| (v >> TIME_BITS, (v & ((1 << TIME_BITS) - 1)) as u32)))
+        let Some(value) = btree::lookup::<u64>(&self.tm, root, block).await? else {
+            return Ok(None);
+        };
+        self.check_mapping(value)?;
+        Ok(Some((
+            value >> TIME_BITS,
+            (value & ((1 << TIME_BITS) - 1)) as u32,
+        )))
+    }
+
+    fn check_mapping(&self, value: u64) -> Result<(), ThinError> {
+        let (block, nr_blocks) = (value >> TIME_BITS, self.nr_data_blocks());
+        match block < nr_blocks {
+            true => Ok(()),
+            false => Err(persistent_data::Error::OutOfRange { block, nr_blocks }.into()),
+        }
     }
 
     /// The first mapped block from `from` on.
