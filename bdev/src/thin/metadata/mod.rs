@@ -4,13 +4,24 @@
 //! [`ThinMetadata::commit`]. After an error that is not a refusal ([`ThinError::is_refusal`]) the
 //! transaction must be given up with [`ThinMetadata::abort`].
 
+mod bulk;
 pub mod check;
+mod counts;
 mod devices;
 pub mod dump;
 mod error;
+pub mod image;
+pub mod problem;
 mod refs;
+pub mod restore;
+pub mod runs;
+mod share;
+pub mod sink;
 mod snap;
 mod superblock;
+mod survey;
+mod tally;
+pub mod xml;
 
 pub use error::ThinError;
 pub use refs::Details;
