@@ -8,14 +8,17 @@ use super::counts::{compare, survey_data_map, survey_metadata_map};
 use super::image::{Image, View, unpack};
 use super::problem::{Area, Owner, Problem, Problems};
 use super::refs::Details;
-use super::superblock::Superblock;
+use super::superblock::{SUPERBLOCK, Superblock};
 use super::survey::Survey;
 use super::tally::Tally;
 use super::{ThinError, ThinMetadata};
 use persistent_data::Error;
 use persistent_data::btree::Value;
 use persistent_data::check::Finding;
+use persistent_data::device::BlockDevice;
+use persistent_data::tm::write_superblock;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// What to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,6 +279,14 @@ async fn readable<V: Value>(image: &Image, root: u64) -> BTreeMap<u64, V> {
         }
     }
     found
+}
+
+/// Clears the flag that a check is needed, durably; for pools that have just been found sound.
+pub async fn clear_needs_check(device: Rc<dyn BlockDevice>) -> Result<(), ThinError> {
+    let mut sb = Image::new(device.clone()).superblock(View::Current).await?;
+    sb.needs_check = false;
+    write_superblock(device.as_ref(), &SUPERBLOCK, &mut sb.to_bytes()).await?;
+    Ok(())
 }
 
 impl ThinMetadata {

@@ -1,7 +1,7 @@
 //! A pool's contents as a stream, for `thin_dump`'s XML (thin.md 12) and for copying.
 
-use super::image::{Device, Image, Lost, View, unpack};
-use super::runs::Runs;
+use super::image::{Device, Image, Leaf, Lost, Mapping, View, unpack};
+use super::runs::{Run, Runs};
 use super::share::Sharing;
 use super::sink::{PoolInfo, Sink};
 use super::superblock::Superblock;
@@ -78,84 +78,135 @@ pub async fn dump<S: Sink>(
     if !options.devices.is_empty() {
         devices.retain(|dev| options.devices.iter().any(|id| u64::from(*id) == dev.id));
     }
+    let mut strict = Strict;
     let sharing = match options.shared_once && !options.skip_mappings {
-        true => Sharing::of(image, &devices).await?,
+        true => Sharing::of(image, &devices, &mut strict).await?,
         false => Sharing::default(),
     };
-    sink.begin(&pool_info(&sb)).await.map_err(DumpError::Sink)?;
+    if options.skip_mappings {
+        sink.begin(&pool_info(&sb)).await.map_err(DumpError::Sink)?;
+        for dev in devices {
+            begin_device(&dev, sink).await?;
+            sink.device_end().await.map_err(DumpError::Sink)?;
+        }
+        return sink.end().await.map_err(DumpError::Sink);
+    }
+    pour(
+        image,
+        &pool_info(&sb),
+        &devices,
+        &sharing,
+        &mut strict,
+        sink,
+    )
+    .await
+}
+
+/// What to do about parts that cannot be read and mappings that cannot be right.
+pub(super) trait Policy {
+    /// Part of a device is lost. Error: give up.
+    fn lost(&mut self, device: u64, lost: Lost) -> Result<(), (u64, Lost)>;
+    /// Whether to take this mapping; `device` is unknown for a shared one.
+    fn keep(&mut self, device: Option<u64>, mapping: &Mapping) -> bool;
+}
+
+/// Everything must be as it should.
+pub(super) struct Strict;
+
+impl Policy for Strict {
+    fn lost(&mut self, device: u64, lost: Lost) -> Result<(), (u64, Lost)> {
+        Err((device, lost))
+    }
+
+    fn keep(&mut self, _: Option<u64>, _: &Mapping) -> bool {
+        true
+    }
+}
+
+impl<E> From<(u64, Lost)> for DumpError<E> {
+    fn from((device, lost): (u64, Lost)) -> Self {
+        DumpError::Damaged { device, lost }
+    }
+}
+
+async fn begin_device<S: Sink>(dev: &Device, sink: &mut S) -> Result<(), DumpError<S::Error>> {
+    let id = u32::try_from(dev.id).map_err(|_| ThinError::BadId(u32::MAX))?;
+    let begun = sink.device_begin(id, &dev.details).await;
+    begun.map_err(DumpError::Sink)
+}
+
+/// Streams devices with their mappings into a sink.
+pub(super) async fn pour<S: Sink>(
+    image: &Image,
+    pool: &PoolInfo,
+    devices: &[Device],
+    sharing: &Sharing,
+    policy: &mut impl Policy,
+    sink: &mut S,
+) -> Result<(), DumpError<S::Error>> {
+    sink.begin(pool).await.map_err(DumpError::Sink)?;
     for run in sharing.runs() {
         let name = run.first().copied().unwrap_or_default().to_string();
         sink.shared_begin(&name).await.map_err(DumpError::Sink)?;
         let mut runs = Runs::default();
         for &block in run {
             let leaf = image.leaf(block).await?;
-            for (virtual_block, value) in leaf.entries::<u64>() {
-                if let Some(run) = runs.push(unpack(virtual_block, value)) {
-                    sink.run(&run).await.map_err(DumpError::Sink)?;
-                }
-            }
+            pour_leaf(&leaf, None, &mut runs, policy, sink).await?;
         }
-        if let Some(run) = runs.finish() {
-            sink.run(&run).await.map_err(DumpError::Sink)?;
-        }
+        pour_run(runs.finish(), sink).await?;
         sink.shared_end().await.map_err(DumpError::Sink)?;
     }
     for dev in devices {
-        let id = u32::try_from(dev.id).map_err(|_| ThinError::BadId(u32::MAX))?;
-        let begun = sink.device_begin(id, &dev.details).await;
-        begun.map_err(DumpError::Sink)?;
-        if !options.skip_mappings {
-            let damaged = |lost| {
-                Err(DumpError::Damaged {
-                    device: dev.id,
-                    lost,
-                })
+        begin_device(dev, sink).await?;
+        let mut runs = Runs::default();
+        let mut leaves = image.leaves::<u64>(dev.root);
+        while let Some(leaf) = leaves.next().await {
+            let leaf = match leaf {
+                Ok(leaf) => leaf,
+                Err(lost) => {
+                    policy.lost(dev.id, lost)?;
+                    continue;
+                }
             };
-            dump_mappings(image, &dev, &sharing, sink, damaged).await?;
+            let Some(first) = sharing.run_of(leaf.block) else {
+                pour_leaf(&leaf, Some(dev.id), &mut runs, policy, sink).await?;
+                continue;
+            };
+            pour_run(runs.finish(), sink).await?;
+            if first == leaf.block {
+                let name = first.to_string();
+                sink.shared(&name).await.map_err(DumpError::Sink)?;
+            }
         }
+        pour_run(runs.finish(), sink).await?;
         sink.device_end().await.map_err(DumpError::Sink)?;
     }
     sink.end().await.map_err(DumpError::Sink)
 }
 
-/// Streams a device's mappings. `on_lost` decides whether to go on after a part that cannot be read.
-pub(super) async fn dump_mappings<S: Sink>(
-    image: &Image,
-    dev: &Device,
-    sharing: &Sharing,
-    sink: &mut S,
-    mut on_lost: impl FnMut(Lost) -> Result<(), DumpError<S::Error>>,
-) -> Result<(), DumpError<S::Error>> {
-    let mut runs = Runs::default();
-    let mut leaves = image.leaves::<u64>(dev.root);
-    while let Some(leaf) = leaves.next().await {
-        let leaf = match leaf {
-            Ok(leaf) => leaf,
-            Err(lost) => {
-                on_lost(lost)?;
-                continue;
-            }
-        };
-        if let Some(first) = sharing.run_of(leaf.block) {
-            if let Some(run) = runs.finish() {
-                sink.run(&run).await.map_err(DumpError::Sink)?;
-            }
-            if first == leaf.block {
-                let name = first.to_string();
-                sink.shared(&name).await.map_err(DumpError::Sink)?;
-            }
-            continue;
-        }
-        for (virtual_block, value) in leaf.entries::<u64>() {
-            if let Some(run) = runs.push(unpack(virtual_block, value)) {
-                sink.run(&run).await.map_err(DumpError::Sink)?;
-            }
-        }
-    }
-    match runs.finish() {
+async fn pour_run<S: Sink>(run: Option<Run>, sink: &mut S) -> Result<(), DumpError<S::Error>> {
+    match run {
         Some(run) => sink.run(&run).await.map_err(DumpError::Sink),
         None => Ok(()),
     }
+}
+
+async fn pour_leaf<S: Sink>(
+    leaf: &Leaf,
+    device: Option<u64>,
+    runs: &mut Runs,
+    policy: &mut impl Policy,
+    sink: &mut S,
+) -> Result<(), DumpError<S::Error>> {
+    for (virtual_block, value) in leaf.entries::<u64>() {
+        let mapping = unpack(virtual_block, value);
+        if policy.keep(device, &mapping)
+            && let Some(run) = runs.push(mapping)
+        {
+            sink.run(&run).await.map_err(DumpError::Sink)?;
+        }
+    }
+    Ok(())
 }
 
 /// A device with its mappings: virtual block to data block and time.
@@ -209,7 +260,7 @@ async fn write_dumped<S: Sink>(
         sink.device_begin(id, &dev.details).await?;
         let mut runs = Runs::default();
         for (virtual_block, (data_block, time)) in dev.mappings {
-            if let Some(run) = runs.push(super::image::Mapping {
+            if let Some(run) = runs.push(Mapping {
                 virtual_block,
                 data_block,
                 time,

@@ -7,13 +7,16 @@
 mod bulk;
 pub mod check;
 mod counts;
+pub mod delta;
 mod devices;
 pub mod dump;
 mod error;
 pub mod image;
 pub mod problem;
 mod refs;
+pub mod repair;
 pub mod restore;
+mod roots;
 pub mod runs;
 mod share;
 pub mod sink;
@@ -21,6 +24,7 @@ mod snap;
 mod superblock;
 mod survey;
 mod tally;
+pub mod usage;
 pub mod xml;
 
 pub use error::ThinError;

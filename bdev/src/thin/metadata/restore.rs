@@ -94,6 +94,7 @@ pub struct Restore {
     shared: HashMap<String, Shared>,
     devices: Vec<(u64, Details)>,
     roots: Vec<(u64, u64)>,
+    corrected: Vec<(u32, u64, u64)>,
 }
 
 impl Restore {
@@ -120,7 +121,19 @@ impl Restore {
             shared: HashMap::new(),
             devices: Vec::new(),
             roots: Vec::new(),
+            corrected: Vec::new(),
         })
+    }
+
+    /// Mappings of all devices so far.
+    pub fn nr_mappings(&self) -> u64 {
+        self.devices.iter().map(|(_, d)| d.mapped_blocks).sum()
+    }
+
+    /// Devices whose mapped blocks were not as many as was said: id, said, found. The new metadata has
+    /// what was found.
+    pub fn corrected(&self) -> &[(u32, u64, u64)] {
+        &self.corrected
     }
 
     /// No space: says so in terms of the output.
@@ -384,6 +397,10 @@ impl Sink for Restore {
         };
         let result = self.finish(&mut part).await;
         self.space(result)?;
+        if details.mapped_blocks != part.mapped {
+            self.corrected
+                .push((id, details.mapped_blocks, part.mapped));
+        }
         details.mapped_blocks = part.mapped;
         let root = tree_over::<u64>(&self.tm, part.leaves).await;
         let root = self.space(root.map_err(RestoreError::from))?;

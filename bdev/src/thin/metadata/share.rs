@@ -1,7 +1,7 @@
 //! Which leaves of mappings several devices share, and which of them always come one after another.
 
-use super::dump::DumpError;
-use super::image::{Device, Image};
+use super::dump::Policy;
+use super::image::{Device, Image, Lost};
 use rustc_hash::FxHashMap;
 
 /// No leaf: the beginning or end of a device.
@@ -26,17 +26,24 @@ pub(super) struct Sharing {
 
 impl Sharing {
     /// Looks at every leaf of every device.
-    pub async fn of<E>(image: &Image, devices: &[Device]) -> Result<Self, DumpError<E>> {
+    pub async fn of(
+        image: &Image,
+        devices: &[Device],
+        policy: &mut impl Policy,
+    ) -> Result<Self, (u64, Lost)> {
         let mut places: FxHashMap<u64, Place> = FxHashMap::default();
         let mut order = Vec::new();
         for dev in devices {
             let mut before = NONE;
             let mut leaves = image.leaves::<u64>(dev.root);
             while let Some(leaf) = leaves.next().await {
-                let leaf = leaf.map_err(|lost| DumpError::Damaged {
-                    device: dev.id,
-                    lost,
-                })?;
+                let leaf = match leaf {
+                    Ok(leaf) => leaf,
+                    Err(lost) => {
+                        policy.lost(dev.id, lost)?;
+                        continue;
+                    }
+                };
                 follow(&mut places, before, leaf.block);
                 let place = places.entry(leaf.block).or_insert_with(|| {
                     order.push(leaf.block);
