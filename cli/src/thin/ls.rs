@@ -65,11 +65,12 @@ fn rounded(bytes: u64) -> String {
     if bytes < 8192 {
         return format!("{bytes}b");
     }
-    let mut value = bytes;
+    let mut unit_bytes = 1;
     for (i, unit) in units.iter().enumerate() {
-        value = value / 1024 + u64::from(value % 1024 >= 512);
-        if value < 8192 || i + 1 == units.len() {
-            return format!("{value}{unit}");
+        unit_bytes *= 1024;
+        if bytes / unit_bytes < 8192 || i + 1 == units.len() {
+            let up = u64::from(bytes % unit_bytes >= unit_bytes / 2);
+            return format!("{}{unit}", bytes / unit_bytes + up);
         }
     }
     String::new()
@@ -116,7 +117,7 @@ impl Field {
             Field::Mapped => rounded(bytes(mapped)),
             Field::Exclusive => rounded(bytes(exclusive)),
             Field::Shared => rounded(bytes(shared)),
-            Field::HighestMapped => rounded(bytes(end)),
+            Field::HighestMapped => rounded(bytes(end).saturating_sub(1)),
             Field::Transaction => details.transaction_id.to_string(),
             Field::CreateTime => details.creation_time.to_string(),
             Field::SnapTime => details.snapshotted_time.to_string(),

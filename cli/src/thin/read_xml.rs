@@ -149,7 +149,6 @@ async fn begin<S: Sink>(
                 needs_check: flags.is_some_and(|flags| flags & 1 != 0),
                 data_block_size_sectors: small(size, "data_block_size")?,
                 nr_data_blocks: need(overrides.nr_data_blocks.or(nr), "nr_data_blocks")?,
-                metadata_snap: None,
             };
             sink.begin(&pool).await.map_err(What::Sink)
         }

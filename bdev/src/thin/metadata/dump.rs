@@ -57,7 +57,6 @@ pub fn pool_info(sb: &Superblock) -> PoolInfo {
         needs_check: sb.needs_check,
         data_block_size_sectors: sb.data_block_size_sectors,
         nr_data_blocks: sb.data_map.nr_blocks,
-        metadata_snap: (sb.held_root != 0).then_some(sb.held_root),
     }
 }
 
@@ -240,7 +239,6 @@ impl ThinMetadata {
         let mut xml = XmlWriter::new(Vec::new(), Layout::V0);
         let pool = PoolInfo {
             nr_data_blocks: self.nr_data_blocks(),
-            metadata_snap: None,
             ..pool_info(&self.sb)
         };
         let dumped = self.dump().await?;

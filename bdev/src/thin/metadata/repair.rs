@@ -263,7 +263,6 @@ pub async fn find(image: &Image, overrides: Overrides) -> Result<Salvage, ThinEr
         devices.push(Device { id, details, root });
     }
     let mut pool = pool_info(&sb);
-    pool.metadata_snap = None;
     if let Some(blocks) = overrides.nr_data_blocks {
         pool.nr_data_blocks = blocks;
     } else if pool.nr_data_blocks == 0 || !intact {

@@ -44,6 +44,10 @@ impl Sharing {
                         continue;
                     }
                 };
+                // There is nothing in it to share.
+                if leaf.len() == 0 {
+                    continue;
+                }
                 follow(&mut places, before, leaf.block);
                 let place = places.entry(leaf.block).or_insert_with(|| {
                     order.push(leaf.block);

@@ -16,8 +16,6 @@ pub struct PoolInfo {
     pub data_block_size_sectors: u32,
     /// Blocks of the data device; of a metadata snapshot 0.
     pub nr_data_blocks: u64,
-    /// Metadata block of the metadata snapshot.
-    pub metadata_snap: Option<u64>,
 }
 
 /// Takes a pool's contents in this order: `begin`, all shared parts, devices by ascending id, `end`.

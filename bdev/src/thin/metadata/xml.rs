@@ -66,12 +66,8 @@ impl<W: Write> Sink for XmlWriter<W> {
                 ),
                 ("\" nr_data_blocks=\"", pool.nr_data_blocks),
             ],
-            "\"",
-        )?;
-        if let Some(block) = pool.metadata_snap {
-            self.write(&[(" metadata_snap=\"", block)], "\"")?;
-        }
-        self.out.write_all(b">\n")
+            "\">\n",
+        )
     }
 
     async fn shared_begin(&mut self, name: &str) -> io::Result<()> {
