@@ -72,7 +72,7 @@ async fn events<R: BufRead, S: Sink>(
                 begin(&tag, overrides, sink).await?;
             }
             Event::Empty(tag) => {
-                if open == 0 {
+                if open == 0 || tag.name().as_ref() == b"superblock" {
                     return wrong("everything must be in one <superblock>".to_owned());
                 }
                 begin(&tag, overrides, sink).await?;
@@ -84,7 +84,8 @@ async fn events<R: BufRead, S: Sink>(
                 finished = open == 0;
                 end(tag.name().as_ref(), sink).await?;
             }
-            Event::Eof if finished => return Ok(()),
+            // Only now: what follows the superblock may still show that this is no pool.
+            Event::Eof if finished => return sink.end().await.map_err(What::Sink),
             Event::Eof => return wrong("the end is missing".to_owned()),
             Event::Text(text) if !text.trim_ascii().is_empty() => {
                 return wrong("text between the tags".to_owned());
@@ -168,7 +169,6 @@ async fn end<S: Sink>(name: &[u8], sink: &mut S) -> Result<(), S::Error> {
     match name {
         b"device" => sink.device_end().await,
         b"def" => sink.shared_end().await,
-        b"superblock" => sink.end().await,
         _ => Ok(()),
     }
     .map_err(What::Sink)

@@ -44,10 +44,6 @@ impl Sharing {
                         continue;
                     }
                 };
-                // There is nothing in it to share.
-                if leaf.len() == 0 {
-                    continue;
-                }
                 follow(&mut places, before, leaf.block);
                 let place = places.entry(leaf.block).or_insert_with(|| {
                     order.push(leaf.block);
@@ -79,6 +75,7 @@ impl Sharing {
                 _ => sharing.runs.push(vec![block]),
             }
         }
+        sharing.runs.sort_unstable();
         for run in &sharing.runs {
             let first = run.first().copied().unwrap_or(NONE);
             sharing
