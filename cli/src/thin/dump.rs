@@ -37,7 +37,7 @@ enum Format {
     /// As thin_dump 0.9: every mapping of every device; all versions of thin_restore read it
     #[default]
     Xml,
-    /// As thin_dump 1.x: mappings that devices share come once, as <def>; much smaller with many
+    /// As thin_dump 1.x: mappings that devices share come once, as `def`; much smaller with many
     /// snapshots
     XmlShared,
 }

@@ -241,9 +241,7 @@ pub(super) fn node_fault(
     if (1..nr).any(|i| node::key(bytes, i - 1) >= node::key(bytes, i)) {
         return Some("keys are not ascending");
     }
-    let Some(last) = nr.checked_sub(1) else {
-        return None;
-    };
+    let last = nr.checked_sub(1)?;
     let (first, last) = (node::key(bytes, 0), node::key(bytes, last));
     (low.is_some_and(|low| first < low) || high.is_some_and(|high| last >= high))
         .then_some("keys outside what the parent says")

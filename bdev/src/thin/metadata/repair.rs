@@ -1,6 +1,6 @@
 //! Copies what is readable of damaged metadata into a sink, and says what is lost.
 //!
-//! Where the superblock or the root of a tree is lost, [`super::roots`] looks for them among all blocks.
+//! Where the superblock or the root of a tree is lost, module `roots` looks for them among all blocks.
 //! The damaged metadata is only read.
 
 use super::ThinError;
