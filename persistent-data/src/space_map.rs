@@ -121,7 +121,8 @@ pub fn stored(bytes: &BlockBytes, entry: u64) -> u32 {
     u32::from(pair & 1) << 1 | u32::from(pair >> 1)
 }
 
-fn store(bytes: &mut BlockBytes, entry: u64, count: u32) {
+/// Sets the count of an entry in a bitmap block, as [`stored`] reads it.
+pub fn store(bytes: &mut BlockBytes, entry: u64, count: u32) {
     let byte = &mut bytes[BITMAP_HEADER_BYTES + entry as usize / 4];
     let shift = 2 * (entry % 4);
     let pair = (count & 1) << 1 | count >> 1;

@@ -1,9 +1,13 @@
-//! Builds a tree from entries that come in order: leaves are filled and written once, then the levels
-//! above them (persistent-data.md 2).
+//! Builds trees from entries that come in order, and a space map from counts: every block is filled and
+//! written once, leaves first (persistent-data.md 2 and 3).
 
 use super::ThinError;
+use super::tally::Tally;
 use persistent_data::btree::{self, Value};
 use persistent_data::node::{self, NODE};
+use persistent_data::space_map::{
+    BITMAP, ENTRIES_PER_BITMAP, IndexEntry, SpaceMap, SpaceMapRoot, store,
+};
 use persistent_data::tm::TransactionManager;
 
 /// A node that is written, and its first key.
@@ -82,4 +86,48 @@ pub(super) async fn tree_of<V: Value>(
         left = rest;
     }
     tree_over::<V>(tm, leaves).await
+}
+
+/// The space map of the data device, from what was counted: every bitmap, the index and the counts from
+/// 3 up (persistent-data.md 3), each block written once.
+pub(super) async fn data_map(
+    tm: &TransactionManager,
+    counts: &Tally,
+    nr_blocks: u64,
+) -> Result<SpaceMapRoot, ThinError> {
+    let mut index = Vec::new();
+    let mut large = Vec::new();
+    let mut nr_allocated = 0;
+    for i in 0..SpaceMap::nr_bitmaps_for(nr_blocks) {
+        let bitmap = tm.new_block(&BITMAP).await?;
+        let mut entry = IndexEntry {
+            blocknr: bitmap.nr(),
+            nr_free: ENTRIES_PER_BITMAP as u32,
+            none_free_before: 0,
+        };
+        if counts.any_in_bitmap(i) {
+            let mut bytes = bitmap.bytes_mut();
+            for e in 0..ENTRIES_PER_BITMAP {
+                let block = i * ENTRIES_PER_BITMAP + e;
+                let count = counts.get(block);
+                if count == 0 {
+                    continue;
+                }
+                store(&mut bytes, e, count.min(3));
+                entry.nr_free -= 1;
+                entry.none_free_before += u32::from(u64::from(entry.none_free_before) == e);
+                if count >= 3 {
+                    large.push((block, count));
+                }
+            }
+        }
+        nr_allocated += ENTRIES_PER_BITMAP - u64::from(entry.nr_free);
+        index.push((i, entry));
+    }
+    Ok(SpaceMapRoot {
+        nr_blocks,
+        nr_allocated,
+        bitmap_root: tree_of(tm, &index).await?,
+        ref_count_root: tree_of(tm, &large).await?,
+    })
 }

@@ -1,8 +1,7 @@
 //! Makes new metadata from a stream of a pool's contents, as `thin_restore` does.
 //!
 //! Nothing is valid before [`Restore::end`]: the superblock is written last. Leaves are built in order
-//! and written once; what is kept in memory is a few words per leaf and the differences of the
-//! reference counts.
+//! and written once; what is kept in memory is a few words per leaf and a byte per data block in use.
 
 use super::bulk::{self, Built, share, tree_over, write_node};
 use super::refs::{Details, TIME_BITS};
@@ -12,7 +11,7 @@ use super::superblock::{SUPERBLOCK, Superblock, VERSION};
 use super::{ThinError, tally::Tally};
 use persistent_data::device::{BLOCK_BYTES, BlockDevice};
 use persistent_data::node::{self, NODE};
-use persistent_data::tm::{DiskSpaceMap, TransactionManager};
+use persistent_data::tm::TransactionManager;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -84,7 +83,6 @@ struct Shared {
 /// Metadata in the making.
 pub struct Restore {
     tm: TransactionManager,
-    data: DiskSpaceMap,
     options: RestoreOptions,
     pool: Option<PoolInfo>,
     counts: Tally,
@@ -108,10 +106,8 @@ impl Restore {
         let flush = device.flush().await;
         flush.map_err(persistent_data::Error::Flush)?;
         let tm = TransactionManager::create(device, options.cache_bytes).await?;
-        let data = DiskSpaceMap::create(&tm).await?;
         Ok(Restore {
             tm,
-            data,
             options,
             pool: None,
             counts: Tally::default(),
@@ -228,16 +224,9 @@ impl Restore {
                 self.tm.dec(leaf.block).await?;
             }
         }
-        self.data.extend(&self.tm, pool.nr_data_blocks).await?;
-        for (block, count) in self.counts.counted_from(0) {
-            for _ in 0..count {
-                self.data.map().inc(block)?;
-            }
-            self.data.relieve(&self.tm).await?;
-        }
+        let data_map = bulk::data_map(&self.tm, &self.counts, pool.nr_data_blocks).await?;
         let details_root = bulk::tree_of(&self.tm, &self.devices).await?;
         let mapping_root = bulk::tree_of(&self.tm, &self.roots).await?;
-        let data_map = self.data.pre_commit(&self.tm).await?;
         let metadata_map = self.tm.pre_commit().await?;
         let sb = Superblock {
             needs_check: pool.needs_check && self.options.keep_needs_check,
