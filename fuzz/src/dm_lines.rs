@@ -28,7 +28,7 @@ fn table(name: &str, line: &str) -> Result<(), rpc::RpcError> {
     let parsed = table::parse(name, line)?;
     let written = match &parsed {
         Table::ThinPool(length, pool) => table::pool_line(*length, pool),
-        Table::Thin(thin) => table::thin_line(thin.nr_sectors()?, &thin.pool, thin.id),
+        Table::Thin(thin) => table::thin_line(thin.nr_sectors()?, thin),
     };
     let again = table::parse(name, &written).expect("what is written can be read");
     match (parsed, again) {

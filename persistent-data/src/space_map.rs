@@ -124,13 +124,16 @@ impl SpaceMapRoot {
     }
 }
 
-fn stored(bytes: &BlockBytes, entry: u64) -> u32 {
+/// The count of entry `entry` (below [`ENTRIES_PER_BITMAP`]) in a bitmap block: 0 to 2, or 3 for what the
+/// tree of counts knows.
+pub fn stored(bytes: &BlockBytes, entry: u64) -> u32 {
     let pair = bytes[BITMAP_HEADER_BYTES + entry as usize / 4] >> (2 * (entry % 4)) & 3;
     // The low bit of the pair is worth 2, the high bit 1.
     u32::from(pair & 1) << 1 | u32::from(pair >> 1)
 }
 
-fn store(bytes: &mut BlockBytes, entry: u64, count: u32) {
+/// Sets the count of an entry in a bitmap block, as [`stored`] reads it.
+pub fn store(bytes: &mut BlockBytes, entry: u64, count: u32) {
     let byte = &mut bytes[BITMAP_HEADER_BYTES + entry as usize / 4];
     let shift = 2 * (entry % 4);
     let pair = (count & 1) << 1 | count >> 1;
@@ -473,8 +476,8 @@ impl SpaceMap {
         self.changed_entries.borrow_mut().insert(i);
     }
 
-    /// Enlarges the map; `new_bitmap` supplies the blocks for further bitmaps.
-    pub(crate) fn nr_bitmaps_for(nr_blocks: u64) -> u64 {
+    /// Bitmaps that the counts of so many blocks take.
+    pub fn nr_bitmaps_for(nr_blocks: u64) -> u64 {
         nr_blocks.div_ceil(ENTRIES_PER_BITMAP)
     }
 
@@ -498,7 +501,7 @@ impl SpaceMap {
 }
 
 /// Reads the entries of an index block.
-pub(crate) fn entries_of(bytes: &BlockBytes, count: u64) -> Vec<IndexEntry> {
+pub fn entries_of(bytes: &BlockBytes, count: u64) -> Vec<IndexEntry> {
     bytes[INDEX_HEADER_BYTES..]
         .chunks_exact(ENTRY_BYTES)
         .take(count as usize)

@@ -8,6 +8,7 @@ use crate::executor::Executor;
 use crate::history::Since;
 use bdev::runtime::Runtime;
 use bdev::target::{IoKind, Request};
+use bdev::thin::metadata::check::clear_needs_check;
 use bdev::thin::metadata::{OpenOptions, ThinMetadata};
 use bdev::thin::{Pool, Thin, ThinDev};
 use futures::future::{Either, select};
@@ -308,10 +309,10 @@ pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
         read_only: false,
     };
     let check = async move {
-        let mut metadata = ThinMetadata::open(disk, options).await?;
+        let metadata = ThinMetadata::open(disk.clone(), options).await?;
         let findings = metadata.check().await?;
-        if metadata.needs_check() {
-            metadata.clear_needs_check().await?;
+        if findings.is_empty() && metadata.needs_check() {
+            clear_needs_check(disk).await?;
         }
         Ok::<_, bdev::thin::metadata::ThinError>(findings)
     };

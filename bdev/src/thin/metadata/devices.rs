@@ -74,7 +74,9 @@ impl ThinMetadata {
         }
         if let Some(dev) = self.devices.get_mut(&id) {
             dev.details.mapped_blocks = dev.details.mapped_blocks.saturating_add_signed(mapped_by);
-            dev.details_changed |= mapped_by != 0;
+            // Also where the number is the same: as the kernel, so that a held metadata snapshot never
+            // shares its details with changed mappings, which the tools take for damage.
+            dev.details_changed = true;
         }
         self.sb_changed = true;
         Ok(self.data.relieve(&self.tm).await?)

@@ -66,6 +66,9 @@ pub enum ThinError {
     /// Formatting was not allowed.
     #[error("the metadata device is not formatted, and a read-only pool cannot format it")]
     Unformatted,
+    /// A tool was given metadata without a pool.
+    #[error("there is no pool: metadata block 0 is all zeroes")]
+    Blank,
     /// The data device has shrunk.
     #[error("the data device has {wanted} blocks, the pool uses {found}")]
     Shrunk {
@@ -100,7 +103,7 @@ impl ThinError {
             ThinError::NoDevice(_) => Errno::ENODATA,
             ThinError::NotAPool | ThinError::BadSuperblock(_) => Errno(84),
             ThinError::Foreign | ThinError::WrongLocation(_) => Errno(15),
-            ThinError::Unformatted | ThinError::ReadOnly => Errno::EPERM,
+            ThinError::Unformatted | ThinError::Blank | ThinError::ReadOnly => Errno::EPERM,
             ThinError::SnapHeld => Errno::EBUSY,
             ThinError::BadId(_)
             | ThinError::TransactionId { .. }

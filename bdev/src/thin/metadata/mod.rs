@@ -4,13 +4,28 @@
 //! [`ThinMetadata::commit`]. After an error that is not a refusal ([`ThinError::is_refusal`]) the
 //! transaction must be given up with [`ThinMetadata::abort`].
 
+mod bulk;
 pub mod check;
+mod counts;
+pub mod delta;
 mod devices;
 pub mod dump;
 mod error;
+pub mod image;
+pub mod problem;
 mod refs;
+pub mod repair;
+pub mod restore;
+mod roots;
+pub mod runs;
+mod share;
+pub mod sink;
 mod snap;
 mod superblock;
+mod survey;
+mod tally;
+pub mod usage;
+pub mod xml;
 
 pub use error::ThinError;
 pub use refs::Details;
@@ -248,21 +263,6 @@ impl ThinMetadata {
         }
         self.sb.needs_check = true;
         self.committed.needs_check = true;
-        let mut bytes = self.committed.to_bytes();
-        Ok(write_superblock(self.device.as_ref(), &SUPERBLOCK, &mut bytes).await?)
-    }
-
-    /// Takes that back, durably: the check has been made. Error: EPERM where the metadata is open
-    /// read-only, EINVAL in the middle of a transaction.
-    pub async fn clear_needs_check(&mut self) -> Result<(), ThinError> {
-        if self.options.read_only {
-            return Err(ThinError::ReadOnly);
-        }
-        if self.changed() {
-            return Err(ThinError::Unusable);
-        }
-        self.sb.needs_check = false;
-        self.committed.needs_check = false;
         let mut bytes = self.committed.to_bytes();
         Ok(write_superblock(self.device.as_ref(), &SUPERBLOCK, &mut bytes).await?)
     }

@@ -72,7 +72,12 @@ impl Superblock {
         if SUPERBLOCK.verify(bytes, block).is_err() {
             return Err(ThinError::BadSuperblock("bad checksum"));
         }
-        Ok(Some(Superblock {
+        Ok(Some(Superblock::fields(bytes)))
+    }
+
+    /// What the bytes say, whether or not they are a superblock.
+    pub(super) fn fields(bytes: &BlockBytes) -> Self {
+        Superblock {
             needs_check: get_u32(bytes, 4) & NEEDS_CHECK != 0,
             time: get_u32(bytes, 44),
             transaction_id: get_u64(bytes, 48),
@@ -91,7 +96,7 @@ impl Superblock {
             compat_flags: get_u32(bytes, 352),
             compat_ro_flags: get_u32(bytes, 356),
             incompat_flags: get_u32(bytes, 360),
-        }))
+        }
     }
 
     /// The bytes, to be sealed when they are written.

@@ -1,0 +1,95 @@
+//! Why a command did not do what it was asked.
+
+use bdev::thin::metadata::ThinError;
+use bdev::thin::metadata::restore::RestoreError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An error of a command; the text names the file and, where there is one, the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// A file or device.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What.
+        source: io::Error,
+    },
+    /// In use by somebody else.
+    #[error(
+        "{}: in use; deactivate the pool first, or read its metadata snapshot with -m",
+        .0.display()
+    )]
+    Busy(PathBuf),
+    /// Neither file nor block device.
+    #[error("{}: neither a file nor a block device", .0.display())]
+    BadType(PathBuf),
+    /// Metadata.
+    #[error("{}: {source}", path.display())]
+    Thin {
+        /// Which file or device.
+        path: PathBuf,
+        /// What.
+        source: ThinError,
+    },
+    /// Metadata that cannot be read.
+    #[error(
+        "{}: {what}; 'spdk-dm thin check' shows all damage, 'spdk-dm thin repair' copies what is readable",
+        path.display()
+    )]
+    Damaged {
+        /// Which file or device.
+        path: PathBuf,
+        /// What.
+        what: String,
+    },
+    /// New metadata.
+    #[error("{}: {source}", path.display())]
+    Restore {
+        /// The output.
+        path: PathBuf,
+        /// What.
+        source: RestoreError,
+    },
+    /// XML that is not what it should be.
+    #[error("{}: at byte {at}: {what}", path.display())]
+    Xml {
+        /// The input.
+        path: PathBuf,
+        /// Where.
+        at: u64,
+        /// What.
+        what: String,
+    },
+    /// Something is there already.
+    #[error("{}: {what}; give --force to overwrite it, or zero its first 4096 bytes", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+    },
+    /// Arguments that contradict each other or what they name.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl CliError {
+    /// An error of this file.
+    pub fn io(path: &Path) -> impl FnOnce(io::Error) -> CliError {
+        let path = path.to_owned();
+        move |source| CliError::Io { path, source }
+    }
+
+    /// An error of the metadata in this file.
+    pub fn thin(path: &Path) -> impl FnOnce(ThinError) -> CliError {
+        let path = path.to_owned();
+        move |source| CliError::Thin { path, source }
+    }
+
+    /// Whether the reader of the output has gone.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, CliError::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
