@@ -43,7 +43,8 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
     p.add_argument('--bdev-name', dest='bdev_name', help='Name of the bdev to activate it as (default POOL_ID)')
     p.add_argument('--size-mib', dest='size_mib', help='Activate it with this size in MiB, which may exceed the pool', type=int)
-    p.set_defaults(func=lambda args: _call(args, 'thin_create', ['pool', 'id', 'bdev_name', 'size_mib']))
+    p.add_argument('--origin-bdev', dest='origin_bdev', help='External origin: a bdev outside the pool that unmapped blocks show (give it for each snapshot too)')
+    p.set_defaults(func=lambda args: _call(args, 'thin_create', ['pool', 'id', 'bdev_name', 'size_mib', 'origin_bdev']))
 
     p = subparsers.add_parser('thin_snapshot', help='Create a snapshot of a thin device, active or not', description='Create a snapshot of a thin device, active or not')
     p.add_argument('pool', help='Name of the pool')
@@ -62,9 +63,10 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('--bdev-name', dest='bdev_name', help='Name of the bdev (default POOL_ID)')
     p.add_argument('--size-mib', dest='size_mib', help='Size in MiB, which may exceed the pool', type=int)
     p.add_argument('--size-sectors', dest='size_sectors', help='Size in sectors of 512 bytes, instead of size_mib', type=int)
+    p.add_argument('--origin-bdev', dest='origin_bdev', help='External origin: a bdev outside the pool that unmapped blocks show (give it for each snapshot too)')
     p.add_argument('--create', dest='create', help='Create the thin device if there is none of this id', action='store_true')
     p.add_argument('--wait', dest='wait', help='If the pool is waiting for its bdevs, activate when they are there', action='store_true')
-    p.set_defaults(func=lambda args: _call(args, 'thin_activate', ['pool', 'id', 'bdev_name', 'size_mib', 'size_sectors', 'create', 'wait']))
+    p.set_defaults(func=lambda args: _call(args, 'thin_activate', ['pool', 'id', 'bdev_name', 'size_mib', 'size_sectors', 'origin_bdev', 'create', 'wait']))
 
     p = subparsers.add_parser('thin_deactivate', help='Remove a thin bdev; the thin device stays in its pool', description='Remove a thin bdev; the thin device stays in its pool')
     p.add_argument('bdev_name', help='Name of the thin bdev')
