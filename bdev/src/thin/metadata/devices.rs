@@ -57,14 +57,30 @@ impl FindError {
 
 const MAX_ID: u32 = (1 << 24) - 1;
 
+impl Device {
+    /// The transaction has been committed. Whether the device stays in core.
+    pub(super) fn transaction_ends(&mut self) -> bool {
+        self.changed = false;
+        self.path_shadowed = false;
+        std::mem::take(&mut self.used)
+    }
+}
+
 impl ThinMetadata {
+    /// Devices whose state is in core: those used in this transaction or the one before, however many the
+    /// pool has.
+    pub fn devices_in_core(&self) -> usize {
+        self.devices.len()
+    }
+
     async fn details_on_disk(&self, id: u32) -> Result<Option<Details>, ThinError> {
         Ok(btree::lookup(&self.tm, self.sb.details_root, u64::from(id)).await?)
     }
 
     /// The state of a device in core, read if need be.
     async fn device(&mut self, id: u32) -> Result<Device, ThinError> {
-        if let Some(dev) = self.devices.get(&id) {
+        if let Some(dev) = self.devices.get_mut(&id) {
+            dev.used = true;
             return Ok(*dev);
         }
         let details = self
@@ -79,6 +95,7 @@ impl ThinMetadata {
             details,
             details_changed: false,
             changed: false,
+            used: true,
             path_shadowed: false,
         };
         self.devices.insert(id, dev);
@@ -153,6 +170,7 @@ impl ThinMetadata {
                 details,
                 details_changed: true,
                 changed: true,
+                used: true,
                 path_shadowed: true,
             },
         );

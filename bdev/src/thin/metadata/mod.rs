@@ -78,7 +78,7 @@ pub struct OpenOptions {
     pub read_only: bool,
 }
 
-/// A device's state in core, kept from first use to the end of the transaction or longer.
+/// A device's state in core, kept until a transaction goes by without use of it.
 #[derive(Debug, Clone, Copy)]
 struct Device {
     root: u64,
@@ -86,6 +86,8 @@ struct Device {
     details_changed: bool,
     /// It has changes that are not committed, or not yet surely.
     changed: bool,
+    /// It was looked at since the last commit; else it is forgotten at the next.
+    used: bool,
     /// The path to its root has been shadowed in this transaction, so that references below are
     /// counted right (the path goes first: persistent-data.md 2.3, 2.7).
     path_shadowed: bool,
@@ -254,10 +256,7 @@ impl ThinMetadata {
         let mut bytes = self.sb.to_bytes();
         self.tm.commit(&SUPERBLOCK, &mut bytes).await?;
         self.data.committed();
-        for dev in self.devices.values_mut() {
-            dev.path_shadowed = false;
-            dev.changed = false;
-        }
+        self.devices.retain(|_, dev| dev.transaction_ends());
         self.committed = self.sb;
         self.sb_changed = false;
         self.usable = true;
