@@ -17,8 +17,8 @@ use sim::executor::Executor;
 use std::rc::Rc;
 use std::time::Duration;
 
-mod thin_failures_lab;
-use thin_failures_lab::{
+mod pool_lab;
+use pool_lab::{
     Disks, FLUSH_ERRORS, Lab, NO_FAULTS, PER, READ_ERRORS, WRITE_ERRORS, config, on_seeds,
 };
 
@@ -429,6 +429,14 @@ fn no_metadata_space() {
         assert_eq!(refused.errno(), Errno::EOPNOTSUPP);
         assert!(made > 5);
         assert_eq!(lab.status().await, (PoolMode::OutOfMetadataSpace, false, 1));
+        let seen = lab.events.borrow().clone();
+        let [PoolEvent::LowMetadata { free_blocks }, PoolEvent::Mode(_)] = seen[..] else {
+            panic!("{seen:?}");
+        };
+        assert!(
+            free_blocks > 6 && free_blocks <= 16,
+            "a quarter is left, once: {free_blocks}"
+        );
         assert_eq!(lab.read(0).await, Ok(10));
         assert_eq!(lab.write(0, 20).await, Ok(()));
         assert_eq!(lab.write(9, 19).await, Err(Errno::EIO));

@@ -1,5 +1,7 @@
 //! Two simulated disks, and a pool with one active device on them.
 
+#![allow(dead_code, reason = "not every test program uses all of it")]
+
 use bdev::errno::Errno;
 use bdev::target::{IoKind, Request};
 use bdev::thin::metadata::check::clear_needs_check;
