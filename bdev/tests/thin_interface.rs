@@ -302,6 +302,29 @@ fn read_write_respects_features() {
     });
 }
 
+/// dm_pool_set_metadata_transaction_id and _get_: compare and set, kept by a commit, noted in new devices.
+#[test]
+fn transaction_id() {
+    block_on(async {
+        let (device, mut metadata) = sample(1024).await;
+        assert_eq!(metadata.transaction_id(), 0);
+        let refused = metadata.set_transaction_id(1, 2).unwrap_err();
+        assert_eq!(
+            (refused.errno(), metadata.changed()),
+            (Errno::EINVAL, false)
+        );
+        metadata.set_transaction_id(0, u64::MAX).unwrap();
+        metadata.create_thin(7).await.unwrap();
+        metadata.commit().await.unwrap();
+        let mut again = open(&device).await;
+        assert_eq!(again.transaction_id(), u64::MAX);
+        assert_eq!(again.details(7).await.unwrap().transaction_id, u64::MAX);
+        again.set_transaction_id(u64::MAX, 3).unwrap();
+        again.abort().await.unwrap();
+        assert_eq!(again.transaction_id(), u64::MAX);
+    });
+}
+
 /// dm_pool_get_metadata_snap, _metadata_dev_size, _data_dev_size, the data block size, free blocks and
 /// thresholds: as the superblock and the tools have them.
 #[test]
