@@ -8,6 +8,7 @@
 
 use super::map::ThinDev;
 use crate::owner::Channels;
+use crate::runtime::Runtime;
 use bytemuck::allocation::try_zeroed_slice_box;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -172,12 +173,13 @@ pub struct MappingCache {
 impl MappingCache {
     /// A cache of at most `limit_bytes` (at least 64 frames of 4 KiB). Memory is touched as it is
     /// used. None where there is not the memory for it.
-    pub fn new(limit_bytes: u64) -> Option<Self> {
+    pub fn new(limit_bytes: u64, runtime: &dyn Runtime) -> Option<Self> {
         let nr_frames = usize::try_from(limit_bytes)
             .unwrap_or(usize::MAX)
             .div_euclid(FRAME_BYTES)
             .clamp(MIN_FRAMES, u32::MAX as usize - 1);
-        let frames = try_zeroed_slice_box(nr_frames * PAGE_BLOCKS).ok()?;
+        let frames: Box<[AtomicU64]> = try_zeroed_slice_box(nr_frames * PAGE_BLOCKS).ok()?;
+        runtime.prefer_large_pages(&frames);
         Some(MappingCache {
             frames: Arc::new(Frames(frames)),
             free: RefCell::default(),
@@ -300,12 +302,28 @@ fn unpublish(pages: &PageTable, page: u64) -> Option<u32> {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use futures::future::LocalBoxFuture;
+    use std::time::Duration;
+
+    struct NoRuntime;
+
+    impl Runtime for NoRuntime {
+        fn spawn(&self, _: LocalBoxFuture<'static, ()>) {}
+
+        fn sleep(&self, _: Duration) -> LocalBoxFuture<'static, ()> {
+            Box::pin(std::future::ready(()))
+        }
+
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
 
     /// A size nobody has the memory for is refused; it comes from whoever activates a device.
     #[test]
     fn absurd_sizes_are_refused() {
-        assert!(MappingCache::new(u64::MAX).is_none());
-        let cache = MappingCache::new(0).unwrap();
+        assert!(MappingCache::new(u64::MAX, &NoRuntime).is_none());
+        let cache = MappingCache::new(0, &NoRuntime).unwrap();
         assert!(cache.page_table(u64::MAX).is_none());
         assert!(cache.page_table(1000).is_some());
     }

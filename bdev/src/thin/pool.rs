@@ -284,7 +284,7 @@ impl Pool {
         if config.read_only || needs_check {
             shared.set_mode(PoolMode::ReadOnly);
         }
-        let cache = MappingCache::new(config.mapping_cache_bytes).ok_or_else(|| {
+        let cache = MappingCache::new(config.mapping_cache_bytes, &*runtime).ok_or_else(|| {
             invalid(format!(
                 "there is not the memory for a mapping cache of {} bytes",
                 config.mapping_cache_bytes
