@@ -6,7 +6,8 @@ use clap::Args;
 use futures::future::join_all;
 use spdk::dma::DmaBuf;
 use std::cell::Cell;
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// What to measure.
 #[derive(Args, Clone)]
@@ -26,16 +27,22 @@ pub struct Rate {
     /// Visit blocks in order instead of scattered.
     #[arg(long)]
     sequential: bool,
-    /// Visit all once before measuring.
+    /// Visit all once, print "ready", and measure when this file is there.
     #[arg(long)]
-    twice: bool,
+    again_after: Option<PathBuf>,
 }
 
 impl Rate {
     /// Measures, and prints writes per second.
     pub async fn run(&self, disk: &Disk) -> Result<(), String> {
-        if self.twice {
+        if let Some(signal) = &self.again_after {
             self.pass(disk).await?;
+            // Logical volumes of SPDK know no flush.
+            let _ = disk.flush().await;
+            println!("ready");
+            while !signal.exists() {
+                spdk::executor::sleep(Duration::from_millis(10)).await;
+            }
         }
         let (count, seconds) = self.pass(disk).await?;
         println!("rate {:.0}", count as f64 / seconds);
