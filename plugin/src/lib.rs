@@ -5,7 +5,11 @@
 
 mod backend;
 mod devices;
+mod dump;
+mod export;
 mod host;
+mod new_file;
+mod readers;
 mod registry;
 mod thins;
 

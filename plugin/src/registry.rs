@@ -5,7 +5,9 @@
 //! stays declared, and opens again when the bdev comes back.
 
 use crate::devices::{DataBdev, MetadataBdev};
+use crate::export::ExportEntry;
 use crate::host::{PoolChannel, SpdkRuntime};
+use crate::readers::Readers;
 use bdev::errno::Errno;
 use bdev::thin::{Pool, PoolConfig, PoolEvent};
 use futures::channel::oneshot;
@@ -32,7 +34,10 @@ pub struct OpenPool {
     pub channels: Arc<IoDevice<PoolChannel>>,
     /// Its data bdev.
     pub data: Descriptor,
-    metadata: Descriptor,
+    /// Its metadata bdev.
+    pub metadata: Descriptor,
+    /// Who reads its metadata snapshot.
+    pub readers: Rc<Readers>,
 }
 
 impl OpenPool {
@@ -86,6 +91,8 @@ pub struct Registry {
     pub pools: RefCell<BTreeMap<String, PoolEntry>>,
     /// By bdev name.
     pub thins: RefCell<BTreeMap<String, ThinEntry>>,
+    /// Exported metadata snapshots, by pool.
+    pub exports: RefCell<BTreeMap<String, ExportEntry>>,
     stopping: Cell<bool>,
     stopped: RefCell<Vec<FiniDone>>,
 }
@@ -235,10 +242,11 @@ impl Registry {
         let (metadata, metadata_channel) = self.take_base(params, &params.metadata_bdev)?;
         let (data, data_channel) = self.take_base(params, &params.data_bdev)?;
         let data_flushes = data.info().supports(IoKind::Flush);
+        let device = Rc::new(MetadataBdev::new(metadata_channel));
         let pool = Pool::open(
             pool_config(params),
             SpdkRuntime::new(),
-            Rc::new(MetadataBdev::new(metadata_channel)),
+            device.clone(),
             Rc::new(DataBdev::new(data_channel)),
             data_flushes,
         )
@@ -261,6 +269,7 @@ impl Registry {
         pool.watch(move |event| spdk::logging::notify(event.name(), &notification(&name, event)));
         log::info!("pool '{}' is open", params.name);
         Ok(Rc::new(OpenPool {
+            readers: Readers::new(&params.name, pool.clone(), device),
             pool,
             channels: Arc::new(channels),
             data,
@@ -317,6 +326,9 @@ impl Registry {
                 22,
                 "has metadata beside or in its blocks, which is not supported; create it without",
             ));
+        }
+        if !info.supports(IoKind::Write) {
+            return Err(refuse(1, "takes no writes; use another bdev"));
         }
         if !matches!(info.block_bytes, 512 | 4096) {
             return Err(refuse(
@@ -425,7 +437,7 @@ impl Registry {
             .map(|(name, _)| name.clone())
             .collect();
         let gone = bdevs.iter().map(|name| self.deactivate(name, true));
-        futures::future::join_all(gone).await;
+        futures::future::join(futures::future::join_all(gone), self.unexport(pool)).await;
         self.close_idle_pools();
     }
 
@@ -452,6 +464,8 @@ impl Registry {
                 }
             }
         };
+        self.unexport(name).await;
+        open.readers.close().await;
         let closed = open.pool.close().await;
         if let Err(error) = &closed {
             log::error!("closing pool '{name}': {error}");
@@ -461,12 +475,13 @@ impl Registry {
             channels,
             data,
             metadata,
+            readers,
         }) = Rc::into_inner(open)
         {
             if let Some(channels) = Arc::into_inner(channels) {
                 channels.unregister().await;
             }
-            drop((pool, data, metadata));
+            drop((pool, data, metadata, readers));
         }
         if let Some(entry) = self.pools.borrow_mut().get_mut(name) {
             entry.state = PoolState::Waiting;
@@ -483,9 +498,11 @@ impl Registry {
             .pools
             .borrow()
             .iter()
-            .filter(|(_, entry)| match &entry.state {
+            .filter(|(name, entry)| match &entry.state {
                 PoolState::Open(open) => {
-                    (entry.closing || self.stopping.get()) && open.pool.active_ids().is_empty()
+                    (entry.closing || self.stopping.get())
+                        && open.pool.active_ids().is_empty()
+                        && self.exported(name).is_none()
                 }
                 _ => false,
             })
