@@ -6,12 +6,13 @@
 //! during one. Closing the pool stops them.
 
 use crate::backend::in_pool;
+use async_trait::async_trait;
 use bdev::errno::Errno;
 use bdev::thin::Pool;
 use bdev::thin::metadata::image::Image;
 use futures::channel::oneshot;
 use futures::future::{AbortHandle, AbortRegistration, Abortable};
-use persistent_data::device::BlockDevice;
+use persistent_data::device::{BlockBytes, BlockDevice, DeviceError};
 use rpc::RpcError;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -30,11 +31,53 @@ pub struct Readers {
 #[derive(Default)]
 struct State {
     next: u64,
-    /// What each does, and how to stop it.
-    under_way: BTreeMap<u64, (String, AbortHandle)>,
+    under_way: BTreeMap<u64, Reader>,
     releasing: bool,
     closed: bool,
     waiting: Vec<oneshot::Sender<()>>,
+}
+
+struct Reader {
+    what: String,
+    device: Rc<Stoppable>,
+    stop: AbortHandle,
+}
+
+/// The metadata for one reader, who reads a block at a time. A read that is under way is waited for:
+/// until it ends it keeps the bdev open.
+struct Stoppable {
+    device: Rc<dyn BlockDevice>,
+    reading: Cell<bool>,
+    stopped: Cell<bool>,
+}
+
+#[async_trait(?Send)]
+impl BlockDevice for Stoppable {
+    fn nr_blocks(&self) -> u64 {
+        self.device.nr_blocks()
+    }
+
+    async fn read(&self, block: u64, buf: &mut BlockBytes) -> Result<(), DeviceError> {
+        self.reading.set(true);
+        let read = self.device.read(block, buf).await;
+        self.reading.set(false);
+        match self.stopped.get() {
+            true => Err(DeviceError {
+                errno: Errno::ECANCELED.0,
+            }),
+            false => read,
+        }
+    }
+
+    async fn write(&self, _: u64, _: &BlockBytes) -> Result<(), DeviceError> {
+        Err(DeviceError {
+            errno: Errno::EPERM.0,
+        })
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 /// A metadata snapshot to be read.
@@ -51,6 +94,7 @@ pub struct Snapshot {
 struct Reading {
     readers: Rc<Readers>,
     number: u64,
+    device: Rc<Stoppable>,
 }
 
 impl Drop for Reading {
@@ -106,9 +150,23 @@ impl Readers {
         let (stop, registration) = AbortHandle::new_pair();
         let number = state.next;
         state.next += 1;
-        state.under_way.insert(number, (what.to_owned(), stop));
-        let readers = self.clone();
-        Ok((Reading { readers, number }, registration))
+        let device = Rc::new(Stoppable {
+            device: self.device.clone(),
+            reading: Cell::new(false),
+            stopped: Cell::new(false),
+        });
+        let reader = Reader {
+            what: what.to_owned(),
+            device: device.clone(),
+            stop,
+        };
+        state.under_way.insert(number, reader);
+        let reading = Reading {
+            readers: self.clone(),
+            number,
+            device,
+        };
+        Ok((reading, registration))
     }
 
     /// Reads the metadata snapshot, which stays as it is meanwhile. `what` is for messages to the user.
@@ -127,15 +185,20 @@ impl Readers {
                 ))
             })?;
             work(Snapshot {
-                image: Image::new(self.device.clone()),
+                image: Image::new(reading.device.clone()),
                 block,
                 serial: self.serial.get(),
             })
             .await
         };
         let result = Abortable::new(work, registration).await;
+        let stopped = reading.device.stopped.get();
         drop(reading);
-        result.unwrap_or_else(|_| Err(self.busy(&format!("was closed during {what}"))))
+        match result {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) if !stopped => Err(error),
+            _ => Err(self.busy(&format!("was closed during {what}"))),
+        }
     }
 
     /// Makes a metadata snapshot.
@@ -150,9 +213,10 @@ impl Readers {
     pub async fn release(&self) -> Result<(), RpcError> {
         {
             let mut state = self.state.borrow_mut();
-            if let Some((what, _)) = state.under_way.values().next() {
+            if let Some(reader) = state.under_way.values().next() {
                 return Err(self.busy(&format!(
-                    "cannot release its metadata snapshot during {what}; wait until that has ended"
+                    "cannot release its metadata snapshot during {}; wait until that has ended",
+                    reader.what
                 )));
             }
             if state.releasing {
@@ -170,8 +234,11 @@ impl Readers {
         let gone = {
             let mut state = self.state.borrow_mut();
             state.closed = true;
-            for (_, stop) in state.under_way.values() {
-                stop.abort();
+            for reader in state.under_way.values() {
+                reader.device.stopped.set(true);
+                if !reader.device.reading.get() {
+                    reader.stop.abort();
+                }
             }
             if state.under_way.is_empty() {
                 return;
