@@ -80,6 +80,7 @@ unsafe extern "C" {
         func: *const c_char,
         text: *const c_char,
     );
+    pub fn sdm_prefer_large_pages(memory: *const c_void, bytes: usize);
     pub fn sdm_notify_register(kind: *const c_char) -> c_int;
     pub fn sdm_notify(kind: *const c_char, context: *const c_char);
     pub fn sdm_io_device_register(

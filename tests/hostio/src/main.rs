@@ -2,6 +2,7 @@
 //! (an NVMe-oF controller, say) and carries out one command on one of them.
 
 mod ledger;
+mod rate;
 mod stamp;
 mod stress;
 mod transfer;
@@ -69,6 +70,8 @@ enum Command {
     },
     /// Write, unmap and zero at random, flushing now and then, until done or an I/O fails.
     Stress(stress::Stress),
+    /// Measure how fast blocks are written to for the first time, or again.
+    Rate(rate::Rate),
     /// Check that each sector holds what the state of a stress allows.
     Verify {
         /// State file of the stress.
@@ -113,6 +116,7 @@ async fn run(bdev: &str, command: Command) -> Result<(), String> {
             length,
         } => disk.clear(&how, offset, length).await,
         Command::Stress(stress) => stress.run(&disk).await,
+        Command::Rate(rate) => rate.run(&disk).await,
         Command::Verify { state } => stress::verify(&disk, &state).await,
     }
 }

@@ -64,6 +64,12 @@ impl Disk {
         Ok(())
     }
 
+    /// Writes a buffer at a byte offset, and gives it back.
+    pub async fn write_buf(&self, offset: u64, buf: DmaBuf) -> Result<DmaBuf, String> {
+        let at = self.blocks(offset)?;
+        self.channel.write(buf, at).await.map_err(fail("write"))
+    }
+
     /// Flushes all of it.
     pub async fn flush(&self) -> Result<(), String> {
         let all = self.info.nr_blocks;
