@@ -9,6 +9,10 @@ from typing import NamedTuple
 from .process import HostIO, START_SECONDS
 from .pool import wait_for
 
+# The word of a state file's header that asks a stress to stop (tests/hostio/src/ledger.rs).
+STOP_AT = 24
+HEADER_BYTES = 32
+
 
 class Progress(NamedTuple):
     """Operations, over all runs on one state file."""
@@ -40,6 +44,14 @@ class Load:
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f'the load hangs:\n{self.tail()}') from None
+
+    def finish(self) -> None:
+        """Asks it to flush and end, and waits until it has."""
+        with open(self._state, 'r+b') as file:
+            file.seek(STOP_AT)
+            file.write(b'\1')
+        code = self.end_by_itself()
+        assert code == 0, f'the load ended with {code}:\n{self.tail()}'
 
     def kill(self) -> None:
         """For a load whose target is gone: it may wait for it for ever."""

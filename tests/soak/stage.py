@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The real programs of a soak: a drive, the target on it, places to export at, and hosts."""
+
+import json
+import random
+import socket
+import subprocess
+from pathlib import Path
+
+from harness import HostIO, thin_check
+from harness.load import Load
+from harness.pool import wait_for
+from harness.target import ADDRESS, attach_params, export, host_config, nqn
+from harness.wire import Wire
+
+from .model import DEVICE_MIB, SLOTS, Device, Model, digest
+
+META_MB = 16
+PLACES = 3
+BASES = {'driven1': 'file0', 'driven2': 'file1'}
+
+
+def quiet_port() -> int:
+    """A port nothing gets by chance while its program is away: below those that connections get."""
+    while True:
+        port = random.randrange(12000, 30000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((ADDRESS, port))
+                return port
+            except OSError:
+                pass
+
+
+class Place:
+    """A subsystem with room for one namespace, the wire to it, and a host. Subsystems stay: v20.07
+    frees controllers twice when one goes while they disconnect."""
+
+    def __init__(self, folder: Path, number: int):
+        self.name = f'place{number}'
+        self.port = quiet_port()
+        self.wire = Wire(quiet_port(), self.port)
+        folder = folder / f'host{number}'
+        folder.mkdir()
+        config = host_config(folder / 'host.json', 'remote', self.wire.port, self.name)
+        self.host = HostIO(folder, config, 'remoten1', core_mask=('0x1', '0x2')[number % 2])
+        self.log = folder / 'hostio.log'
+        self.device = None
+
+    def listener(self) -> dict:
+        return {'nqn': nqn(self.name), 'listen_address': {
+            'trtype': 'tcp', 'adrfam': 'ipv4', 'traddr': ADDRESS, 'trsvcid': str(self.port)}}
+
+
+class Stage:
+    """Everything that runs, and the journal of what was done."""
+
+    def __init__(self, lab, dice, journal):
+        self.lab = lab
+        self.dice = dice
+        self.journal = journal
+        self.model = Model(lab.folder)
+        self.data_mb = dice.choice([40, 64, 128])
+        self.files = [lab.file('meta', META_MB), lab.file('data', self.data_mb)]
+        self.features = dice.choice([['error_if_no_space'], ['error_if_no_space'], [],
+                                     ['error_if_no_space', 'no_discard_passdown']])
+        self.saved = lab.folder / 'saved.json'
+        self._loads = 0
+        drive_port = quiet_port()
+        self.drive_wire = Wire(quiet_port(), drive_port)
+        self._drive_port = drive_port
+        self.drive = self.start_drive()
+        self.places = [Place(lab.folder, i) for i in range(PLACES)]
+        self.target = None
+        self.no_space_seen = 0
+
+    def start_drive(self):
+        return self.lab.drive(self.files, port=self._drive_port)
+
+    @property
+    def rpc(self):
+        return self.target.rpc
+
+    # The target and its configuration
+
+    def first_start(self) -> None:
+        self.target = self.lab.target(core_mask='0x3', memory_mb=512)
+        self.attach_drive()
+        self.rpc.call('thin_pool_create', name='pool', metadata_bdev='driven1', data_bdev='driven2',
+                      features=self.features)
+        for place in self.places:
+            export(self.target.process, place.name, [], place.port)
+        self.save()
+
+    def attach_drive(self) -> None:
+        names = self.rpc.call('bdev_nvme_attach_controller',
+                              **attach_params('drive', self.drive_wire.port, 'drive'))
+        assert names == list(BASES), names
+
+    def save(self) -> None:
+        """As save_config does."""
+        subsystems = [{'subsystem': s['subsystem'],
+                       'config': self.rpc.call('framework_get_config', name=s['subsystem'])}
+                      for s in self.rpc.call('framework_get_subsystems')]
+        self.saved.write_text(json.dumps({'subsystems': subsystems}, indent=1))
+
+    def restart(self) -> None:
+        """From the saved configuration, which has all active devices and their places."""
+        if self.check_metadata():
+            self.journal('needs_check cleared')
+        self.target = self.lab.target(core_mask='0x3', memory_mb=512, config=self.saved)
+        self.no_space_seen = 0
+        self.wait_open()
+        for place in self.places:
+            self.wait_namespace(place, place.device is not None)
+
+    def check_metadata(self) -> bool:
+        """Both checks, on metadata that nothing writes to. The flag that a failed commit leaves is
+        cleared as an administrator does; whether it was there."""
+        with open(self.files[0], 'rb') as file:
+            superblock = file.read(8)
+        flagged = bool(superblock[4] & 1)  # metadata on disk: flags follow the checksum
+        if flagged:
+            done = subprocess.run(['thin_check', '--clear-needs-check-flag', str(self.files[0])],
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+            assert done.returncode == 0, done.stdout
+        thin_check(self.files[0])
+        return flagged
+
+    def status(self) -> dict:
+        return self.rpc.call('thin_pool_status', name='pool')
+
+    def wait_open(self) -> None:
+        wait_for(lambda: self.status()['state'] == 'open', seconds=120)
+
+    def subsystem(self, place: Place) -> dict:
+        return next(s for s in self.rpc.call('nvmf_get_subsystems') if s['nqn'] == nqn(place.name))
+
+    def wait_namespace(self, place: Place, there: bool) -> None:
+        wait_for(lambda: bool(self.subsystem(place)['namespaces']) == there)
+
+    def add_namespace(self, place: Place) -> None:
+        self.rpc.call('nvmf_subsystem_add_ns', nqn=nqn(place.name),
+                      namespace={'bdev_name': place.device.bdev, 'nsid': 1})
+
+    # Devices at places
+
+    def free_place(self):
+        return next((p for p in self.places if p.device is None), None)
+
+    def activate(self, device: Device) -> None:
+        place = self.free_place()
+        place.wire.wait_closed()
+        self.rpc.call('thin_activate', pool='pool', id=device.number, bdev_name=device.bdev,
+                      size_mib=DEVICE_MIB)
+        device.place, place.device = place, device
+        self.add_namespace(place)
+        self.save()
+
+    def deactivate(self, device: Device, hot: bool) -> None:
+        """`hot`: the bdev goes and takes the namespace with it."""
+        place = device.place
+        if not hot:
+            self.rpc.call('nvmf_subsystem_remove_ns', nqn=nqn(place.name), nsid=1)
+        self.rpc.call('thin_deactivate', bdev_name=device.bdev)
+        self.wait_namespace(place, False)
+        device.place = place.device = None
+        self.save()
+
+    # Hosts
+
+    def start_load(self, device: Device) -> None:
+        device.place.wire.wait_closed()
+        self._loads += 1
+        device.load = Load(device.place.host, device.ledger, '--seed', str(self.dice.randrange(1 << 30)),
+                           '--first-sequence', str(self._loads << 32), '--slots', str(SLOTS),
+                           '--workers', self.dice.choice(['4', '16', '32']),
+                           '--flush-every', self.dice.choice(['4', '8', '20']),
+                           '--clear-every', self.dice.choice(['4', '8', '30']))
+        device.image, device.written = None, True
+
+    def finish_load(self, device: Device) -> None:
+        device.load.finish()
+        device.load = None
+
+    def kill_load(self, device: Device) -> None:
+        if device.load:
+            device.load.kill()
+            device.load = None
+
+    def kill_loads(self) -> None:
+        for device in self.model.loaded():
+            self.kill_load(device)
+
+    def loads_end(self) -> None:
+        """After their bdev or connection has gone: they end by themselves, with an I/O error."""
+        for device in self.model.loaded():
+            self.load_ends(device)
+
+    def load_ends(self, device: Device) -> None:
+        code = device.load.end_by_itself()
+        tail = device.load.tail()
+        device.load = None
+        assert code != 0 and 'errno' in tail, f'{device} ended with {code}: {tail}'
+
+    def look_at(self, device: Device) -> None:
+        """Reads an active device that nothing writes to, and compares."""
+        assert not device.load
+        device.place.wire.wait_closed()
+        device.place.host.run('verify', str(device.ledger), '--may-be-empty')
+        if not device.written or device.image:
+            image = self.image_of(device)
+            if device.image is None:
+                device.image = image
+            assert image == device.image, f'{device} has changed: was {device.image}, is {image}'
+
+    def image_of(self, device: Device) -> str:
+        device.place.wire.wait_closed()
+        path = self.lab.folder / f'image{device.number}'
+        device.place.host.run('read', str(path), '--length', str(DEVICE_MIB << 20))
+        found = digest(path)
+        path.unlink()
+        return found
