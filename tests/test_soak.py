@@ -5,12 +5,13 @@ import collections
 import os
 import random
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from conftest import Lab
-from harness.process import end_all
+from harness.process import STARTED, end_all
 from soak.events import WEIGHTS, Events, device_names
 
 
@@ -26,6 +27,15 @@ class Journal:
         line = f'{time.monotonic() - self._start:7.1f} {text}'
         print(line, flush=True)
         print(line, file=self._file, flush=True)
+
+
+def backtraces(folder: Path) -> None:
+    """Of all that still runs, where there is a debugger: for hangs."""
+    for process in STARTED:
+        if process.poll() is None and shutil.which('gdb'):
+            with open(folder / f'backtrace.{process.pid}', 'wb') as file:
+                subprocess.run(['gdb', '-p', str(process.pid), '-batch', '-ex', 'thread apply all bt'],
+                               stdout=file, stderr=subprocess.DEVNULL, check=False, timeout=120)
 
 
 def test_soak():
@@ -59,6 +69,7 @@ def test_soak():
         journal(f'SOAK_SEED={seed}: {sum(done.values())} events: '
                 + ', '.join(f'{n} {name}' for name, n in sorted(done.items())))
     except BaseException:
+        backtraces(folder)
         journal(f'FAILED: make soak SEED={seed} repeats the choices; logs are kept in {folder}')
         raise
     finally:

@@ -12,9 +12,9 @@ ADDRESS = '127.0.0.1'
 
 
 class Wire:
-    """Relays connections to `port` on to `to_port` until they are cut. After a cut, or when the near
-    end has gone, the far end is heard to its end: when it has closed, it has done with all it
-    received, and only then new connections pass. So nothing old can overtake what they bring."""
+    """Relays connections to `port` on to `to_port` until they are cut. After a cut the far end is
+    heard to its end: when it has closed, it has done with all it received, and only then new
+    connections pass. So nothing old can overtake what they bring."""
 
     def __init__(self, port: int, to_port: int):
         self.port = port
@@ -29,6 +29,7 @@ class Wire:
         """Cuts all connections; how many there were."""
         with self._lock:
             near = list(self._near)
+            self._ending.update(near)
         for end in near:
             _shut(end, socket.SHUT_RDWR)
         return len(near)
@@ -76,9 +77,6 @@ class Wire:
 
     def _onward(self, near: socket.socket, far: socket.socket) -> None:
         _pump(near, far)
-        with self._lock:
-            if near in self._near:
-                self._ending.add(near)
         _shut(far, socket.SHUT_WR)
 
 

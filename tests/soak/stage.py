@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from harness import HostIO, thin_check
-from harness.load import Load
+from harness.load import Load, progress
 from harness.pool import wait_for
 from harness.target import ADDRESS, attach_params, export, host_config, nqn
 from harness.wire import Wire
@@ -17,6 +17,8 @@ from .model import DEVICE_MIB, SLOTS, Device, Model, digest
 
 META_MB = 16
 PLACES = 3
+# Each connection takes half a megabyte, in one piece.
+TARGET_MB = 1024
 BASES = {'driven1': 'file0', 'driven2': 'file1'}
 
 
@@ -84,7 +86,7 @@ class Stage:
     # The target and its configuration
 
     def first_start(self) -> None:
-        self.target = self.lab.target(core_mask='0x3', memory_mb=512)
+        self.target = self.lab.target(core_mask='0x3', memory_mb=TARGET_MB)
         self.attach_drive()
         self.rpc.call('thin_pool_create', name='pool', metadata_bdev='driven1', data_bdev='driven2',
                       features=self.features)
@@ -108,7 +110,7 @@ class Stage:
         """From the saved configuration, which has all active devices and their places."""
         if self.check_metadata():
             self.journal('needs_check cleared')
-        self.target = self.lab.target(core_mask='0x3', memory_mb=512, config=self.saved)
+        self.target = self.lab.target(core_mask='0x3', memory_mb=TARGET_MB, config=self.saved)
         self.no_space_seen = 0
         self.wait_open()
         for place in self.places:
@@ -178,6 +180,11 @@ class Stage:
                            '--flush-every', self.dice.choice(['4', '8', '20']),
                            '--clear-every', self.dice.choice(['4', '8', '30']))
         device.image, device.written = None, True
+        # Now and then what comes next meets a host that only begins.
+        if self.dice.random() < 0.5:
+            begun = progress(device.ledger).issued
+            wait_for(lambda: progress(device.ledger).issued > begun
+                     or device.load.process.poll() is not None, seconds=120)
 
     def finish_load(self, device: Device) -> None:
         device.load.finish()
@@ -202,6 +209,8 @@ class Stage:
         tail = device.load.tail()
         device.load = None
         assert code != 0 and 'errno' in tail, f'{device} ended with {code}: {tail}'
+        for word in ('holds', 'foreign', 'torn'):
+            assert word not in tail, f'{device}: {tail}'
 
     def look_at(self, device: Device) -> None:
         """Reads an active device that nothing writes to, and compares."""
