@@ -10,17 +10,17 @@ from harness.pool import refused, wait_for
 from harness.target import nqn
 
 from .model import Device, ledger_of_snapshot
-from .stage import DEVICE_MIB, Stage
+from .stage import Stage
 
 MAX_DEVICES = 7
 # How often each event is chosen, beside the others.
 WEIGHTS = {
     'create': 10, 'activate': 10, 'deactivate': 6, 'delete': 5,
-    'snapshot_under_load': 10, 'snapshot_at_rest': 5, 'look': 6, 'load': 12,
+    'snapshot_under_load': 10, 'snapshot_at_rest': 5, 'look': 6, 'load': 4,
     'metadata_snapshot': 4, 'transaction': 4, 'refusals': 4, 'save_config': 3, 'status': 4,
     'kill_target': 7, 'kill_target_in_rpc': 9, 'kill_drive': 4, 'kill_both': 3,
     'detach_drive': 5, 'remove_base': 6, 'cut_drive': 3,
-    'cut_host': 6, 'kill_host': 5, 'stop_listening': 4, 'fill': 4,
+    'cut_host': 6, 'kill_host': 5, 'stop_listening': 4, 'fill': 4, 'bdevperf_verify': 4,
 }
 
 
@@ -128,7 +128,8 @@ class Events(Stage):
     def refusals(self):
         rpc, model = self.rpc, self.model
         refused(rpc, errno.ENODATA, ['device 9999'], 'thin_delete', pool='pool', id=9999)
-        refused(rpc, errno.EBUSY, ["'pool'"], 'thin_pool_delete', name='pool') if model.active() else None
+        if model.active():
+            refused(rpc, errno.EBUSY, ["'pool'"], 'thin_pool_delete', name='pool')
         refused(rpc, errno.EPERM, ["'driven1'", 'claimed'], 'thin_pool_create', name='pool2',
                 metadata_bdev='driven1', data_bdev='driven2')
         for device in model.active():
@@ -332,19 +333,42 @@ class Events(Stage):
 
     # Space
 
-    def fill(self):
-        """Writes until there is no space: that fails, or waits for space. Then there is space again."""
-        if len(self.model.devices) >= MAX_DEVICES and not self.model.inactive():
-            return False
+    def passing_device(self, size_mib):
+        """A device for one event."""
         if not self.free_place():
             self.deactivate_one()
         number = self.model.new_number()
         self.rpc.call('thin_create', pool='pool', id=number)
-        filler = self.model.add(number)
-        self.activate(filler)
+        device = self.model.add(number)
+        self.activate(device, size_mib)
+        return device
+
+    def pass_away(self, device):
+        self.deactivate(device, hot=False)
+        self.rpc.call('thin_delete', pool='pool', id=device.number)
+        self.model.remove(device)
+
+    def verify_by_bdevperf(self):
+        """bdevperf writes and compares on a device of its own, beside the other hosts."""
+        status, size_mib = self.status(), 8
+        if status['total_data_blocks'] - status['used_data_blocks'] < 3 * size_mib * 16:
+            return False
+        device = self.passing_device(size_mib)
+        done = self.bdevperf(device.place)
+        full = self.status()['no_space_events'] > status['no_space_events']
+        assert full or done.returncode == 0, done.stdout
+        assert 'mismatch' not in done.stdout, done.stdout
+        self.pass_away(device)
+        return not full
+
+    def fill(self):
+        """Writes until there is no space: that fails, or waits for space. Then there is space again."""
+        status = self.status()
+        size_mib = (status['total_data_blocks'] - status['used_data_blocks']) // 16 + 2
+        filler = self.passing_device(size_mib)
         content = self.lab.folder / 'filling'
         with open(content, 'wb') as file:
-            file.write(self.dice.randbytes(1 << 20) * DEVICE_MIB)
+            file.write(self.dice.randbytes(1 << 20) * size_mib)
         writing = filler.place.host.start('write', str(content))
         wait_for(lambda: writing.poll() is not None
                  or self.status()['mode'] == 'out_of_data_space', seconds=120)
@@ -358,9 +382,7 @@ class Events(Stage):
         writing.wait()
         content.unlink()
         self.excuse()
-        self.deactivate(filler, hot=False)
-        self.rpc.call('thin_delete', pool='pool', id=number)
-        self.model.remove(filler)
+        self.pass_away(filler)
         self.make_space()
         return True
 
@@ -394,16 +416,20 @@ class Events(Stage):
         time.sleep(self.dice.random() * seconds)
 
     def settle(self):
-        """After every event: what has ended may have; the pool is as modelled; there is space."""
+        """After every event: what has ended may have; the pool is as modelled; there is space; hosts
+        are at work again."""
         self.excuse()
         self.model.check(self.rpc)
         if self.status()['mode'] == 'out_of_data_space':
             self.journal('  out of space')
             self.make_space()
+        for device in self.model.active():
+            if device.written and not device.load and self.dice.random() < 0.6:
+                self.start_load(device)
 
     def run(self, name: str) -> bool:
         method = {'activate': 'activate_one', 'deactivate': 'deactivate_one', 'load': 'load_one',
-                  'status': 'show_status'}.get(name, name)
+                  'status': 'show_status', 'bdevperf_verify': 'verify_by_bdevperf'}.get(name, name)
         return getattr(self, method)()
 
     def finish(self):

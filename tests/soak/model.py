@@ -8,8 +8,8 @@ from typing import Dict, Optional
 
 from harness.load import HEADER_BYTES
 
-# Of all devices. The slots of a stress cover a quarter of one, at all offsets from the data blocks.
-DEVICE_MIB = 64
+# Of all devices. The slots of a stress cover half of one, at all offsets from the data blocks.
+DEVICE_MIB = 32
 SLOTS = 128
 SLOT_SECTORS = 256
 COLUMN_BYTES = SLOTS * SLOT_SECTORS * 8

@@ -2,14 +2,16 @@
 """The real programs of a soak: a drive, the target on it, places to export at, and hosts."""
 
 import json
+import os
 import random
 import socket
 import subprocess
 from pathlib import Path
 
-from harness import HostIO, thin_check
+from harness import HostIO, options_for_memory, thin_check
 from harness.load import Load, progress
 from harness.pool import wait_for
+from harness.process import environment
 from harness.target import ADDRESS, attach_params, export, host_config, nqn
 from harness.wire import Wire
 
@@ -150,11 +152,11 @@ class Stage:
     def free_place(self):
         return next((p for p in self.places if p.device is None), None)
 
-    def activate(self, device: Device) -> None:
+    def activate(self, device: Device, size_mib: int = DEVICE_MIB) -> None:
         place = self.free_place()
         place.wire.wait_closed()
         self.rpc.call('thin_activate', pool='pool', id=device.number, bdev_name=device.bdev,
-                      size_mib=DEVICE_MIB)
+                      size_mib=size_mib)
         device.place, place.device = place, device
         self.add_namespace(place)
         self.save()
@@ -180,7 +182,7 @@ class Stage:
                            '--flush-every', self.dice.choice(['4', '8', '20']),
                            '--clear-every', self.dice.choice(['4', '8', '30']))
         device.image, device.written = None, True
-        # Now and then what comes next meets a host that only begins.
+        # What comes next meets a host at work, or one that only begins.
         if self.dice.random() < 0.5:
             begun = progress(device.ledger).issued
             wait_for(lambda: progress(device.ledger).issued > begun
@@ -215,13 +217,24 @@ class Stage:
     def look_at(self, device: Device) -> None:
         """Reads an active device that nothing writes to, and compares."""
         assert not device.load
-        device.place.wire.wait_closed()
-        device.place.host.run('verify', str(device.ledger), '--may-be-empty')
+        if device.image is None:
+            device.place.wire.wait_closed()
+            device.place.host.run('verify', str(device.ledger), '--may-be-empty')
         if not device.written or device.image:
             image = self.image_of(device)
-            if device.image is None:
-                device.image = image
+            device.image = device.image or image
             assert image == device.image, f'{device} has changed: was {device.image}, is {image}'
+
+    def bdevperf(self, place: Place) -> subprocess.CompletedProcess:
+        """SPDK's own verifying load, as a host."""
+        place.wire.wait_closed()
+        folder = place.log.parent
+        return subprocess.run(
+            [os.environ['SPDK_DM_BDEVPERF'], '--no-pci', '--huge-unlink', '-m', '0x1', '-r',
+             str(folder / 'perf.sock'), '--json', str(folder / 'host.json'), '-q', '16', '-o', '8192',
+             '-w', 'verify', '-t', '2', '-T', 'remoten1'] + options_for_memory(384),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            check=False, timeout=300)
 
     def image_of(self, device: Device) -> str:
         device.place.wire.wait_closed()

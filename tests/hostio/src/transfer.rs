@@ -1,5 +1,6 @@
 //! A bdev with byte offsets, and files copied from and to it.
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use spdk::base::{BaseChannel, Descriptor, Info, IoKind};
 use spdk::dma::DmaBuf;
 use std::fs::File;
@@ -7,6 +8,9 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 const PIECE_BYTES: u64 = 256 << 10;
+
+/// Of what is read. Many at a time: the drive may share its core with us.
+const PIECES_AT_A_TIME: usize = 16;
 
 /// An open bdev.
 pub struct Disk {
@@ -120,12 +124,12 @@ impl Disk {
     /// Copies from the bdev to a file.
     pub async fn read_file(&self, path: &Path, offset: u64, length: u64) -> Result<(), String> {
         let mut file = File::create(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let mut done = 0;
-        while done < length {
-            let piece = PIECE_BYTES.min(length - done);
-            let data = self.read(offset + done, piece).await?;
+        let pieces = (0..length)
+            .step_by(PIECE_BYTES as usize)
+            .map(|at| self.read(offset + at, PIECE_BYTES.min(length - at)));
+        let mut pieces = stream::iter(pieces).buffered(PIECES_AT_A_TIME);
+        while let Some(data) = pieces.try_next().await? {
             file.write_all(&data).map_err(|e| e.to_string())?;
-            done += piece;
         }
         Ok(())
     }
