@@ -8,7 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from harness import HostIO, options_for_memory, thin_check
+from harness import HostIO, RpcClient, options_for_memory, thin_check
 from harness.load import Load, progress
 from harness.pool import wait_for
 from harness.process import environment
@@ -76,14 +76,14 @@ class Stage:
         self.drive = self.start_drive()
         self.places = [Place(lab.folder, i) for i in range(PLACES)]
         self.target = None
-        self.no_space_seen = 0
 
     def start_drive(self):
         return self.lab.drive(self.files, port=self._drive_port)
 
     @property
     def rpc(self):
-        return self.target.rpc
+        """Calls may wait as long as writes wait for space, which is 60 s."""
+        return RpcClient(self.target.process.socket, timeout=180)
 
     # The target and its configuration
 
@@ -113,7 +113,6 @@ class Stage:
         if self.check_metadata():
             self.journal('needs_check cleared')
         self.target = self.lab.target(core_mask='0x3', memory_mb=TARGET_MB, config=self.saved)
-        self.no_space_seen = 0
         self.wait_open()
         for place in self.places:
             self.wait_namespace(place, place.device is not None)
@@ -189,8 +188,18 @@ class Stage:
                      or device.load.process.poll() is not None, seconds=120)
 
     def finish_load(self, device: Device) -> None:
-        device.load.finish()
+        """All is flushed and over, unless lack of space has ended it before."""
+        device.load.ask_to_finish()
+        if device.load.end_by_itself() != 0:
+            self.check_excuse(device)
+            self.load_ends(device)
         device.load = None
+        device.place.wire.wait_closed()
+
+    def check_excuse(self, device: Device) -> None:
+        """Of a load that has ended with an error: there was no space."""
+        assert self.status()['no_space_events'] > 0, f'{device} ended: {device.load.tail()}'
+        self.journal(f'  {device} ended for lack of space')
 
     def kill_load(self, device: Device) -> None:
         if device.load:

@@ -107,13 +107,6 @@ impl Ledger {
         })
     }
 
-    /// A stress begins: what an earlier one was asked does not matter any more.
-    pub fn forget_stop(&self) -> Result<(), String> {
-        self.file
-            .write_all_at(&[0; 8], STOP_AT)
-            .map_err(|e| format!("state file: {e}"))
-    }
-
     /// Whether somebody has asked the stress to finish, by writing to the header.
     pub fn stop_asked(&self) -> Result<bool, String> {
         let mut word = [0; 8];

@@ -147,7 +147,6 @@ impl Stress {
             return Err(format!("{} slots for {} workers", self.slots, self.workers));
         }
         let ledger = Ledger::open_or_make(&self.state, self.slots)?;
-        ledger.forget_stop()?;
         println!("stress: started");
         try_join_all((0..self.workers).map(|worker| self.work(disk, &ledger, worker))).await?;
         println!("stress: done");
