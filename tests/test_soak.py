@@ -62,7 +62,6 @@ def test_soak():
             journal(f'{name}: {device_names(soak.model.devices.values())}')
             if soak.run(name):
                 done[name] += 1
-            soak.settle()
             time.sleep(dice.random() * 0.5)
         journal('the end')
         soak.finish()

@@ -10,7 +10,7 @@ from harness.pool import refused, wait_for
 from harness.target import nqn
 
 from .model import Device, ledger_of_snapshot
-from .stage import Stage
+from .stage import Stage, Stuck
 
 MAX_DEVICES = 7
 # How often each event is chosen, beside the others.
@@ -323,9 +323,9 @@ class Events(Stage):
 
     def stop_listening(self):
         place = self.dice.choice(self.places)
-        self.rpc.call('nvmf_subsystem_remove_listener', **place.listener())
+        self.change_subsystem(place, 'nvmf_subsystem_remove_listener', **place.listener())
         self.pause(0.5)
-        self.rpc.call('nvmf_subsystem_add_listener', **place.listener())
+        self.change_subsystem(place, 'nvmf_subsystem_add_listener', **place.listener())
         if place.device and place.device.load:
             self.kill_load(place.device)
         return True
@@ -344,6 +344,7 @@ class Events(Stage):
         number = self.model.new_number()
         self.rpc.call('thin_create', pool='pool', id=number)
         device = self.model.add(number)
+        device.passing = True
         self.activate(device, size_mib)
         return device
 
@@ -428,6 +429,24 @@ class Events(Stage):
                 self.start_load(device)
 
     def run(self, name: str) -> bool:
+        """Whether there was something to do it to. Then all is in order."""
+        try:
+            done = self.happen(name)
+            self.settle()
+            return done
+        except Stuck as stuck:
+            self.journal(f'  {stuck} of this SPDK is stuck')
+            self.unstick()
+            for device in list(self.model.devices.values()):
+                if device.passing and device.place:
+                    self.pass_away(device)
+                elif device.passing:
+                    self.rpc.call('thin_delete', pool='pool', id=device.number)
+                    self.model.remove(device)
+            self.model.check(self.rpc)
+            return False
+
+    def happen(self, name: str) -> bool:
         method = {'activate': 'activate_one', 'deactivate': 'deactivate_one', 'load': 'load_one',
                   'status': 'show_status', 'bdevperf_verify': 'verify_by_bdevperf'}.get(name, name)
         return getattr(self, method)()
@@ -439,13 +458,21 @@ class Events(Stage):
                 self.kill_load(device)
             else:
                 self.finish_load(device)
-        for device in self.model.active():
-            self.look_at(device)
-            self.deactivate(device, hot=False)
-        for device in self.model.inactive():
-            self.activate(device)
-            self.look_at(device)
-            self.deactivate(device, hot=False)
+        unseen = set(self.model.devices)
+        while unseen:
+            active = [d for d in self.model.active() if d.number in unseen]
+            device = (active or [self.model.devices[min(unseen)]])[0]
+            try:
+                if not device.place and not self.free_place():
+                    self.deactivate(self.model.active()[0], hot=False)
+                if not device.place:
+                    self.activate(device)
+                self.look_at(device)
+                unseen.discard(device.number)
+                self.deactivate(device, hot=False)
+            except Stuck as stuck:
+                self.journal(f'  {stuck} of this SPDK is stuck')
+                self.unstick()
         self.model.check(self.rpc)
         if self.dice.random() < 0.5:
             self.target.process.kill()

@@ -45,6 +45,7 @@ class Device:
         self.written = ledger is None
         self.place = None  # Where it is exported, if it is active.
         self.load = None  # What writes to it.
+        self.passing = False  # Made for one event, with content that the ledger does not tell.
 
     def __repr__(self):
         return f'{self.bdev}{"*" if self.load else "+" if self.place else ""}'

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from harness import HostIO, RpcClient, options_for_memory, thin_check
@@ -21,6 +22,8 @@ META_MB = 16
 PLACES = 3
 # Each connection takes half a megabyte, in one piece.
 TARGET_MB = 1024
+# After this, what waits is looked into.
+PATIENCE_SECONDS = 30
 BASES = {'driven1': 'file0', 'driven2': 'file1'}
 
 
@@ -34,6 +37,12 @@ def quiet_port() -> int:
                 return port
             except OSError:
                 pass
+
+
+class Stuck(Exception):
+    """A subsystem of v20.07 that will not change any more, although all I/O of its hosts is over: an
+    Asynchronous Event Request on a connection that is ending is counted and never uncounted
+    (spdk_nvmf_request_exec), and pausing waits for it for ever. Only a new target helps."""
 
 
 class Place:
@@ -140,11 +149,39 @@ class Stage:
         return next(s for s in self.rpc.call('nvmf_get_subsystems') if s['nqn'] == nqn(place.name))
 
     def wait_namespace(self, place: Place, there: bool) -> None:
-        wait_for(lambda: bool(self.subsystem(place)['namespaces']) == there)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while bool(self.subsystem(place)['namespaces']) != there:
+            if time.monotonic() > deadline:
+                self.give_up(place)
+            time.sleep(0.05)
+
+    def change_subsystem(self, place: Place, method: str, **params) -> None:
+        try:
+            RpcClient(self.target.process.socket, timeout=PATIENCE_SECONDS).call(method, **params)
+        except TimeoutError:
+            self.give_up(place)
+
+    def give_up(self, place: Place) -> None:
+        """A target that has not done with the hosts' I/O is what hangs here."""
+        if place.device:
+            self.kill_load(place.device)
+        place.wire.cut()
+        place.wire.wait_closed()
+        raise Stuck(place.name)
+
+    def unstick(self) -> None:
+        """A new target, as the configuration was when it was last saved."""
+        self.kill_loads()
+        self.target.process.kill()
+        saved = self.saved.read_text()
+        for place in self.places:
+            if place.device and f'"{place.device.bdev}"' not in saved:
+                place.device.place = place.device = None
+        self.restart()
 
     def add_namespace(self, place: Place) -> None:
-        self.rpc.call('nvmf_subsystem_add_ns', nqn=nqn(place.name),
-                      namespace={'bdev_name': place.device.bdev, 'nsid': 1})
+        self.change_subsystem(place, 'nvmf_subsystem_add_ns', nqn=nqn(place.name),
+                              namespace={'bdev_name': place.device.bdev, 'nsid': 1})
 
     # Devices at places
 
@@ -164,7 +201,7 @@ class Stage:
         """`hot`: the bdev goes and takes the namespace with it."""
         place = device.place
         if not hot:
-            self.rpc.call('nvmf_subsystem_remove_ns', nqn=nqn(place.name), nsid=1)
+            self.change_subsystem(place, 'nvmf_subsystem_remove_ns', nqn=nqn(place.name), nsid=1)
         self.rpc.call('thin_deactivate', bdev_name=device.bdev)
         self.wait_namespace(place, False)
         device.place = place.device = None
