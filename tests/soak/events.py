@@ -20,7 +20,7 @@ WEIGHTS = {
     'metadata_snapshot': 4, 'transaction': 4, 'refusals': 4, 'save_config': 3, 'status': 4,
     'kill_target': 7, 'kill_target_in_rpc': 9, 'kill_drive': 4, 'kill_both': 3,
     'detach_drive': 5, 'remove_base': 6, 'cut_drive': 3,
-    'cut_host': 6, 'kill_host': 5, 'stop_listening': 4, 'fill': 4, 'bdevperf_verify': 4,
+    'cut_host': 6, 'kill_host': 5, 'stop_listening': 4, 'fill': 3, 'bdevperf_verify': 4,
 }
 
 
@@ -376,12 +376,12 @@ class Events(Stage):
             file.write(self.dice.randbytes(1 << 20) * size_mib)
         writing = filler.place.host.start('write', str(content))
         wait_for(lambda: writing.poll() is not None
-                 or self.status()['mode'] == 'out_of_data_space', seconds=120)
+                 or self.status()['mode'] == 'out_of_data_space', seconds=300)
         full = self.status()
         self.journal(f'  {full["used_data_blocks"]} of {full["total_data_blocks"]} blocks used, '
                      f'the pool is {full["mode"]}')
         if not self.hot:
-            wait_for(lambda: writing.poll() is not None, seconds=120)
+            wait_for(lambda: writing.poll() is not None, seconds=300)
         if writing.poll() is None:
             writing.kill()
         writing.wait()

@@ -23,7 +23,7 @@ PLACES = 3
 # Each connection takes half a megabyte, in one piece.
 TARGET_MB = 1024
 # After this, what waits is looked into.
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 10
 BASES = {'driven1': 'file0', 'driven2': 'file1'}
 
 
@@ -73,7 +73,7 @@ class Stage:
         self.dice = dice
         self.journal = journal
         self.model = Model(lab.folder)
-        self.data_mb = dice.choice([40, 64, 128])
+        self.data_mb = dice.choice([40, 64, 96])
         self.files = [lab.file('meta', META_MB), lab.file('data', self.data_mb)]
         self.features = dice.choice([['error_if_no_space'], ['error_if_no_space'], [],
                                      ['error_if_no_space', 'no_discard_passdown']])
