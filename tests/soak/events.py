@@ -212,7 +212,7 @@ class Events(Stage):
                 answers.append(error)
         caller = threading.Thread(target=call)
         caller.start()
-        time.sleep(self.dice.random() ** 2 * 0.1)
+        time.sleep(self.dice.random() ** 2 * 0.6)
         self.target.process.kill()
         caller.join()
         self.kill_loads()
