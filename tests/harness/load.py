@@ -27,6 +27,7 @@ class Load:
         self._state = state
         self._before = progress(state)
         self._log = host.folder / 'hostio.log'
+        self._log_begin = self._log.stat().st_size if self._log.exists() else 0
         if state.exists():
             self._write_stop(b'\0')
         self.process: subprocess.Popen = host.start('stress', str(state), *options)
@@ -62,8 +63,12 @@ class Load:
             self.process.kill()
         self.process.wait()
 
+    def text(self) -> str:
+        """What it has printed."""
+        return self._log.read_bytes()[self._log_begin:].decode(errors='replace')
+
     def tail(self) -> str:
-        return self._log.read_text(errors='replace')[-2000:]
+        return self.text()[-2000:]
 
 
 def progress(state: Path) -> Progress:
