@@ -168,6 +168,7 @@ class Events(Stage):
         self.pause(0.5)
         self.drive = self.start_drive()
         self.pause(0.5)
+        self.check_answers()
         self.reattach()
         return True
 
@@ -289,6 +290,7 @@ class Events(Stage):
         self.pause(1)
         for device in self.model.loaded():
             self.kill_load(device)
+        self.check_answers()
         self.heal()
         return True
 

@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import time
@@ -44,7 +45,7 @@ def quiet_port() -> int:
 
 
 class Stuck(Exception):
-    """A subsystem of v20.07 that will not change any more, although all I/O of its hosts is over: an
+    """A part of SPDK v20.07 that hangs by itself. Mostly a subsystem that will not change any more, although all I/O of its hosts is over: an
     Asynchronous Event Request on a connection that is ending is counted and never uncounted
     (spdk_nvmf_request_exec), and pausing waits for it for ever. Only a new target helps."""
 
@@ -172,6 +173,20 @@ class Stage:
         place.wire.cut()
         place.wire.wait_closed()
         raise Stuck(place.name)
+
+    def check_answers(self) -> None:
+        """v20.07 makes new connections to a drive within a reactor, under a lock, and waits for the
+        answer for ever (nvme_fabric_qpair_connect). A target that hangs for another reason is ours."""
+        try:
+            RpcClient(self.target.process.socket, timeout=PATIENCE_SECONDS).call('thin_pool_status')
+        except TimeoutError:
+            if shutil.which('gdb'):
+                done = subprocess.run(['gdb', '-p', str(self.target.process.process.pid), '-batch',
+                                       '-ex', 'thread apply all bt'], stdout=subprocess.PIPE,
+                                      stderr=subprocess.DEVNULL, check=False, timeout=120)
+                if b'nvme_fabric_qpair_connect' not in done.stdout:
+                    raise
+            raise Stuck('the NVMe host') from None
 
     def unstick(self) -> None:
         """A new target, as the configuration was when it was last saved."""
