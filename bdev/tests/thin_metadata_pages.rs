@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+#[allow(dead_code, reason = "not every test needs all of it")]
 #[path = "thin_metadata_tools/pool.rs"]
 mod pool;
 
@@ -77,7 +78,7 @@ proptest! {
             prop_assert_eq!(devices.iter().map(|d| d.id).collect::<Vec<_>>(), [3, 4, 5, 900]);
             for id in 0..1000 {
                 let wanted = devices.iter().find(|device| device.id >= id);
-                if id < 8 || id > 890 {
+                if !(8..=890).contains(&id) {
                     let found = image.device_from(&sb, id).await.unwrap();
                     prop_assert_eq!(found.as_ref(), wanted);
                 }
