@@ -9,6 +9,7 @@ mod dump;
 mod export;
 mod host;
 mod new_file;
+mod opening;
 mod readers;
 mod registry;
 mod thins;
