@@ -64,6 +64,7 @@ unsafe extern "C" {
     pub fn sdm_thread_current() -> *mut c_void;
     pub fn sdm_thread_app() -> *mut c_void;
     pub fn sdm_thread_send(thread: *mut c_void, f: Callback, ctx: *mut c_void) -> c_int;
+    pub fn spdk_unaffinitize_thread();
     pub fn sdm_poller_register(
         f: unsafe extern "C" fn(*mut c_void) -> c_int,
         ctx: *mut c_void,

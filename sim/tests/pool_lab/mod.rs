@@ -76,7 +76,12 @@ impl Disks {
         let events = Rc::new(RefCell::new(Vec::new()));
         let log = events.clone();
         pool.watch(move |event| log.borrow_mut().push(*event));
-        let cores = Cores::new(&self.executor, 2, &[self.data.clone()], &pool.owner_queue());
+        let cores = Cores::new(
+            &self.executor,
+            2,
+            std::slice::from_ref(&self.data),
+            &pool.owner_queue(),
+        );
         if !pool.list().await.unwrap().iter().any(|(id, _)| *id == 1) {
             pool.create_thin(1).await.unwrap();
         }

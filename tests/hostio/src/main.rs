@@ -76,6 +76,9 @@ enum Command {
     Verify {
         /// State file of the stress.
         state: PathBuf,
+        /// Not a sector need be known to be flushed.
+        #[arg(long)]
+        may_be_empty: bool,
     },
 }
 
@@ -117,6 +120,9 @@ async fn run(bdev: &str, command: Command) -> Result<(), String> {
         } => disk.clear(&how, offset, length).await,
         Command::Stress(stress) => stress.run(&disk).await,
         Command::Rate(rate) => rate.run(&disk).await,
-        Command::Verify { state } => stress::verify(&disk, &state).await,
+        Command::Verify {
+            state,
+            may_be_empty,
+        } => stress::verify(&disk, &state, may_be_empty).await,
     }
 }
