@@ -2,7 +2,7 @@
 """Pools follow the size of their bdevs, and say what happens to them."""
 
 from harness import HostIO, thin_check
-from harness.pool import host_of, wait_for
+from harness.pool import host_of, pool_on_files, random_file, wait_for
 
 MIB = 1 << 20
 
@@ -58,3 +58,24 @@ def test_growth_under_load(lab):
     reader.run('read', str(metadata), '--length', str(8 * MIB))
     target.stop()
     thin_check(metadata)
+
+
+def test_a_full_pool_lets_go_of_its_bdevs(lab):
+    """A thin bdev is deactivated while writes wait for space: they fail, and nobody waits for the
+    time-out."""
+    target = lab.target()
+    rpc = target.rpc
+    pool_on_files(lab, target, data_mb=4)
+    rpc.call('thin_create', pool='pool', id=1, bdev_name='t1', size_mib=64)
+    host = host_of(lab, target, 't1')
+    content = random_file(lab.folder / 'content', 8)
+    writer = host.start('write', str(content))
+    wait_for(lambda: rpc.call('thin_pool_status', name='pool')['mode'] == 'out_of_data_space')
+    assert writer.poll() is None
+    rpc.call('thin_deactivate', bdev_name='t1')
+    assert ('thin_pool_no_space_timeout', 'pool') not in events(rpc)
+    assert writer.wait(timeout=300) != 0
+    rpc.call('thin_delete', pool='pool', id=1)
+    wait_for(lambda: rpc.call('thin_pool_status', name='pool')['mode'] == 'rw')
+    target.stop()
+    thin_check(lab.folder / 'meta')

@@ -156,7 +156,7 @@ impl Registry {
 
     /// Unregisters a thin bdev and waits until it is gone.
     pub async fn deactivate(&self, bdev_name: &str, keep: bool) -> Result<(), RpcError> {
-        let vbdev = {
+        let (vbdev, pool, id) = {
             let mut thins = self.thins.borrow_mut();
             let Some(thin) = thins.get_mut(bdev_name) else {
                 return Err(RpcError::new(
@@ -169,10 +169,18 @@ impl Registry {
                 thins.remove(bdev_name);
                 return Ok(());
             }
-            thin.vbdev.take().ok_or_else(|| {
+            let vbdev = thin.vbdev.take().ok_or_else(|| {
                 RpcError::new(Errno::EBUSY, format!("bdev '{bdev_name}' is being removed"))
-            })?
+            })?;
+            (vbdev, thin.params.pool.clone(), thin.params.id)
         };
+        let open = match self.pools.borrow().get(&pool).map(|entry| &entry.state) {
+            Some(PoolState::Open(open)) => Some(open.clone()),
+            _ => None,
+        };
+        if let Some(open) = open {
+            open.pool.begin_deactivation(id);
+        }
         vbdev.unregister().await;
         Ok(())
     }

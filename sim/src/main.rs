@@ -64,7 +64,10 @@ fn main() -> ExitCode {
                             let done = finished.fetch_add(1, Ordering::Relaxed) + 1;
                             if done.is_multiple_of(PROGRESS) {
                                 let rate = done as f64 / begin.elapsed().as_secs_f64();
-                                eprintln!("{done} of {} seeds passed, {rate:.0} seeds/s", args.seeds);
+                                eprintln!(
+                                    "{done} of {} seeds passed, {rate:.0} seeds/s",
+                                    args.seeds
+                                );
                             }
                             if let Ok(mut coverage) = coverage.lock() {
                                 for (what, count) in counts {

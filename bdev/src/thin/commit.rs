@@ -169,7 +169,9 @@ impl Pool {
         match self.shared.mode() {
             PoolMode::Write => self.channels.retry(&deferred),
             PoolMode::OutOfDataSpace
-                if self.config.error_if_no_space || self.no_space_errors.get() =>
+                if self.config.error_if_no_space
+                    || self.no_space_errors.get()
+                    || deferred.volume.leaving.load(Ordering::Acquire) =>
             {
                 self.channels.complete(&deferred, Err(Errno::ENOSPC));
             }

@@ -226,6 +226,7 @@ impl Pool {
             snapshotted_time: AtomicU32::new(details.snapshotted_time),
             dirty: AtomicBool::new(metadata.changed()),
             aborted: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
         self.active.borrow_mut().insert(id, dev.clone());
@@ -233,6 +234,16 @@ impl Pool {
             self.origins.borrow_mut().insert(id, origin);
         }
         Ok(dev)
+    }
+
+    /// To be called when a device's bdev begins to go: writes that wait for data space fail, and later
+    /// ones do not wait. Its users could not let go of the bdev otherwise.
+    pub fn begin_deactivation(&self, id: u32) {
+        let dev = self.active.borrow().get(&id).cloned();
+        if let Some(dev) = dev {
+            dev.leaving.store(true, Ordering::SeqCst);
+            self.fail_no_space(Errno::ENOSPC, |waiting| Arc::ptr_eq(&waiting.volume, &dev));
+        }
     }
 
     /// Closes an active device. Its bdev is gone, so no new I/O comes; what is under way finishes

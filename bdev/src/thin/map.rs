@@ -131,6 +131,8 @@ pub struct ThinDev {
     pub(super) dirty: AtomicBool,
     /// Acknowledged changes were lost by an aborted transaction: flushes fail.
     pub(super) aborted: AtomicBool,
+    /// Its bdev is being unregistered: no write waits for data space any more.
+    pub(super) leaving: AtomicBool,
     /// No longer active; whatever still comes fails.
     pub(super) closed: AtomicBool,
 }
