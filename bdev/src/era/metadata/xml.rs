@@ -9,7 +9,8 @@ pub enum Layout {
     /// That of 0.9: a writeset has as many bits as it is long.
     #[default]
     V0,
-    /// That of 1.x: bits up to the number of blocks, no newline at the end.
+    /// That of 1.x: as many bits as there are blocks, or up to the last that is set; no newline at the
+    /// end.
     V1,
 }
 
@@ -46,6 +47,23 @@ impl<W: Write> XmlWriter<W> {
         }
         self.out.write_all(end.as_bytes())
     }
+
+    fn line(&mut self, block: u64, value: bool) -> io::Result<()> {
+        self.next_bit = block + 1;
+        let end = match value {
+            true => "\" value=\"true\"/>\n",
+            false => "\" value=\"false\"/>\n",
+        };
+        self.write(&[("    <bit block=\"", block)], end)
+    }
+
+    /// Bits that were left out before `end` are false.
+    fn fill(&mut self, end: u64) -> io::Result<()> {
+        for block in self.next_bit..end {
+            self.line(block, false)?;
+        }
+        Ok(())
+    }
 }
 
 impl<W: Write> Sink for XmlWriter<W> {
@@ -78,19 +96,16 @@ impl<W: Write> Sink for XmlWriter<W> {
     }
 
     fn bit(&mut self, block: u64, value: bool) -> io::Result<()> {
-        self.next_bit = block + 1;
-        let end = match value {
-            true => "\" value=\"true\"/>\n",
-            false => "\" value=\"false\"/>\n",
-        };
-        self.write(&[("    <bit block=\"", block)], end)
+        if self.layout == Layout::V1 && !value && block >= u64::from(self.nr_blocks) {
+            return Ok(());
+        }
+        self.fill(block)?;
+        self.line(block, value)
     }
 
     fn writeset_end(&mut self) -> io::Result<()> {
         if self.layout == Layout::V1 {
-            for block in self.next_bit..u64::from(self.nr_blocks) {
-                self.bit(block, false)?;
-            }
+            self.fill(u64::from(self.nr_blocks))?;
         }
         self.out.write_all(b"  </writeset>\n")
     }
