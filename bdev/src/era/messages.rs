@@ -86,6 +86,10 @@ impl Era {
         metadata: &mut EraMetadata,
         nr_blocks: Option<u64>,
     ) -> Result<u32, EraTargetError> {
+        // Where nothing can be recorded, marks are not given up in vain.
+        self.make_usable(metadata)
+            .await
+            .map_err(|error| self.error(error))?;
         self.dev.marks.clear();
         self.channels.barrier().await;
         let era = self
