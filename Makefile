@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop test demo run bench clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo run bench clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -13,6 +13,7 @@ TRACE ?=
 MUTATE ?=
 INTEROP ?= 4
 SECONDS ?= 60
+SEED ?=
 BENCH ?=
 DEMO ?=
 
@@ -63,10 +64,13 @@ fuzz: cargo ## Fuzz what reads bytes of disks and users, SECONDS in all
 	@fuzz/run $(SECONDS)
 
 integration: build kernel ## Tests on real SPDK targets
-	@$(PYTHON) -m pytest -q tests $(PYTEST)
+	@SOAK_SECONDS=$${SOAK_SECONDS:-30} SOAK_SEED=$${SOAK_SEED:-1} $(PYTHON) -m pytest -q tests $(PYTEST)
 
 interop: build kernel ## Disks handed to and fro between a running Linux kernel and us: INTEROP rounds
 	@SPDK_DM_INTEROP_SEEDS=$(INTEROP) $(PYTHON) -m pytest -q tests/test_kernel_*.py $(PYTEST)
+
+soak: build ## Kills, cuts, removals, RPCs at random under load: SECONDS of it, SEED=n repeats the choices
+	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(PYTHON) -m pytest -q -s tests/test_soak.py $(PYTEST)
 
 test: ## Everything: check, unit, integration; ends with counts
 	@spdk-config/run-tests

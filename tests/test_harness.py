@@ -76,7 +76,7 @@ def test_no_process_is_left_behind(tmp_path, how):
 import os
 import time
 from harness import SpdkProcess
-from harness.process import _STARTED
+from harness.process import STARTED
 
 def test_inner(lab, monkeypatch):
     how = {how!r}
@@ -88,7 +88,7 @@ def test_inner(lab, monkeypatch):
         lab.target()
     finally:
         with open({str(pids)!r} + '.part', 'w') as file:
-            file.write(' '.join(str(process.pid) for process in _STARTED))
+            file.write(' '.join(str(process.pid) for process in STARTED))
         os.rename({str(pids)!r} + '.part', {str(pids)!r})
     time.sleep(600)
 ''')

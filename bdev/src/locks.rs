@@ -4,8 +4,8 @@
 //! that waits keeps new single-block locks inside it from being granted, so it is not starved.
 
 use futures::channel::oneshot;
+use rustc_hash::FxHashMap;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -26,7 +26,7 @@ impl RangeLock {
 
 #[derive(Default)]
 struct State {
-    blocks: HashMap<(u64, u64), Waiters>,
+    blocks: FxHashMap<(u64, u64), Waiters>,
     /// Granted and waiting ranges, oldest first.
     ranges: Vec<RangeLock>,
     next_ticket: u64,

@@ -5,6 +5,7 @@
 
 use futures::future::LocalBoxFuture;
 use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// The executor of the current core. Futures never leave the core they were spawned on.
@@ -17,6 +18,10 @@ pub trait Runtime {
 
     /// Monotonic time since an arbitrary start.
     fn now(&self) -> Duration;
+
+    /// Asks for large pages under memory that every core looks into at random, so that a look costs one
+    /// cache miss and not a walk of the page tables too. Advice: nothing depends on it.
+    fn prefer_large_pages(&self, _memory: &[AtomicU64]) {}
 }
 
 /// A shared handle on the current core's executor.

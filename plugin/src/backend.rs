@@ -1,5 +1,7 @@
 //! The RPC methods, carried out on the registry.
 
+use crate::dump;
+use crate::readers::Readers;
 use crate::registry::{PoolState, Registry, no_pool, registry};
 use async_trait::async_trait;
 use bdev::errno::Errno;
@@ -8,8 +10,9 @@ use rpc::RpcError;
 use rpc::dispatch::{Answer, Backend, dispatch};
 use rpc::message::PoolMessage;
 use rpc::params::{
-    DmCreate, DmMessage, Name, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinList,
-    ThinPoolCreate, ThinPoolStatus, ThinSnapshot,
+    DmCreate, DmMessage, Name, PoolName, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete,
+    ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus,
+    ThinSetTransactionId, ThinSnapshot,
 };
 use rpc::table::{self, Table};
 use rpc::{params, status};
@@ -36,7 +39,8 @@ fn refuse(error: PoolError) -> RpcError {
     RpcError::new(error.errno(), error.to_string())
 }
 
-fn in_pool(pool: &str) -> impl Fn(PoolError) -> RpcError {
+/// A pool's refusal, with the pool's name.
+pub fn in_pool(pool: &str) -> impl Fn(PoolError) -> RpcError {
     move |error| match error {
         PoolError::Metadata(error) => {
             RpcError::new(error.errno(), format!("pool '{pool}': {error}"))
@@ -56,6 +60,10 @@ impl Methods {
 
     fn has_pool(&self, name: &str) -> bool {
         self.0.pools.borrow().contains_key(name)
+    }
+
+    fn readers(&self, pool: &str) -> Result<Rc<Readers>, RpcError> {
+        Ok(self.0.open_entry(pool)?.readers.clone())
     }
 
     fn no_device(name: &str) -> RpcError {
@@ -260,6 +268,55 @@ impl Backend for Methods {
         Ok(list.collect())
     }
 
+    async fn thin_set_transaction_id(&self, params: ThinSetTransactionId) -> Answer {
+        let open = self.0.open_entry(&params.pool)?;
+        open.pool
+            .set_transaction_id(params.current, params.new)
+            .await
+            .map_err(in_pool(&params.pool))?;
+        Ok(json!(true))
+    }
+
+    async fn thin_reserve_metadata_snap(&self, params: PoolName) -> Answer {
+        self.readers(&params.pool)?.reserve().await?;
+        Ok(json!(true))
+    }
+
+    async fn thin_release_metadata_snap(&self, params: PoolName) -> Answer {
+        self.0.release_metadata_snap(&params.pool).await?;
+        Ok(json!(true))
+    }
+
+    async fn thin_metadata_snap_export(&self, params: ThinMetadataSnapExport) -> Answer {
+        Ok(json!(self.0.export(&params).await?))
+    }
+
+    async fn thin_metadata_snap_unexport(&self, params: PoolName) -> Answer {
+        self.0.open_entry(&params.pool)?;
+        match self.0.unexport(&params.pool).await {
+            true => Ok(json!(true)),
+            false => Err(RpcError::new(
+                Errno::ENODEV,
+                format!(
+                    "the metadata snapshot of pool '{}' is not exported",
+                    params.pool
+                ),
+            )),
+        }
+    }
+
+    async fn thin_dump(&self, params: ThinDump) -> Answer {
+        let readers = self.readers(&params.pool)?;
+        let work = async |snapshot| dump::thin_dump(snapshot, &params).await;
+        readers.read("thin_dump", work).await
+    }
+
+    async fn thin_delta(&self, params: ThinDelta) -> Answer {
+        let readers = self.readers(&params.pool)?;
+        let work = async |snapshot| dump::thin_delta(snapshot, &params).await;
+        readers.read("thin_delta", work).await
+    }
+
     async fn dm_create(&self, params: DmCreate) -> Answer {
         match table::parse(&params.name, &params.table)? {
             Table::ThinPool(_, pool) => self.thin_pool_create(pool).await,
@@ -296,8 +353,14 @@ impl Backend for Methods {
             PoolMessage::SetTransactionId(current, new) => {
                 pool.set_transaction_id(current, new).await
             }
-            PoolMessage::ReserveMetadataSnap => pool.reserve_metadata_snap().await,
-            PoolMessage::ReleaseMetadataSnap => pool.release_metadata_snap().await,
+            PoolMessage::ReserveMetadataSnap => {
+                open.readers.reserve().await?;
+                return Ok(json!(true));
+            }
+            PoolMessage::ReleaseMetadataSnap => {
+                self.0.release_metadata_snap(&name).await?;
+                return Ok(json!(true));
+            }
         }
         .map_err(in_pool(&name))?;
         Ok(json!(true))

@@ -37,6 +37,10 @@ impl Runtime for SpdkRuntime {
     fn now(&self) -> Duration {
         self.0.elapsed()
     }
+
+    fn prefer_large_pages(&self, memory: &[AtomicU64]) {
+        spdk::dma::prefer_large_pages(memory);
+    }
 }
 
 /// A core's way to the data bdev.

@@ -5,7 +5,12 @@
 
 mod backend;
 mod devices;
+mod dump;
+mod export;
 mod host;
+mod new_file;
+mod opening;
+mod readers;
 mod registry;
 mod thins;
 

@@ -4,14 +4,15 @@
 //! base bdevs appear. When a base bdev goes, the pool's bdevs are unregistered and the pool closes; it
 //! stays declared, and opens again when the bdev comes back.
 
-use crate::devices::{DataBdev, MetadataBdev};
-use crate::host::{PoolChannel, SpdkRuntime};
+use crate::export::ExportEntry;
+use crate::host::PoolChannel;
+use crate::readers::Readers;
 use bdev::errno::Errno;
-use bdev::thin::{Pool, PoolConfig, PoolEvent};
+use bdev::thin::{Pool, PoolEvent};
 use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::params::{ThinActivate, ThinPoolCreate};
-use spdk::base::{self, BaseChannel, Descriptor, Event, IoKind};
+use spdk::base::{self, Descriptor};
 use spdk::io_device::IoDevice;
 use spdk::module::{ExamineDone, FiniDone, Module};
 use spdk::thread::ThreadBound;
@@ -21,9 +22,6 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
-/// Blocks up to this many MiB of cache each; more is surely a mistake.
-const MAX_CACHE_MIB: u64 = 1 << 20;
-
 /// A pool that is open.
 pub struct OpenPool {
     /// The pool.
@@ -32,7 +30,10 @@ pub struct OpenPool {
     pub channels: Arc<IoDevice<PoolChannel>>,
     /// Its data bdev.
     pub data: Descriptor,
-    metadata: Descriptor,
+    /// Its metadata bdev.
+    pub metadata: Descriptor,
+    /// Who reads its metadata snapshot.
+    pub readers: Rc<Readers>,
 }
 
 impl OpenPool {
@@ -86,6 +87,8 @@ pub struct Registry {
     pub pools: RefCell<BTreeMap<String, PoolEntry>>,
     /// By bdev name.
     pub thins: RefCell<BTreeMap<String, ThinEntry>>,
+    /// Exported metadata snapshots, by pool.
+    pub exports: RefCell<BTreeMap<String, ExportEntry>>,
     stopping: Cell<bool>,
     stopped: RefCell<Vec<FiniDone>>,
 }
@@ -225,139 +228,6 @@ impl Registry {
         Ok(())
     }
 
-    async fn try_open(self: &Rc<Self>, params: &ThinPoolCreate) -> Result<Rc<OpenPool>, RpcError> {
-        if params.metadata_cache_mib > MAX_CACHE_MIB || params.mapping_cache_mib > MAX_CACHE_MIB {
-            return Err(RpcError::invalid(format!(
-                "pool '{}': a cache of more than {MAX_CACHE_MIB} MiB",
-                params.name
-            )));
-        }
-        let (metadata, metadata_channel) = self.take_base(params, &params.metadata_bdev)?;
-        let (data, data_channel) = self.take_base(params, &params.data_bdev)?;
-        let data_flushes = data.info().supports(IoKind::Flush);
-        let pool = Pool::open(
-            pool_config(params),
-            SpdkRuntime::new(),
-            Rc::new(MetadataBdev::new(metadata_channel)),
-            Rc::new(DataBdev::new(data_channel)),
-            data_flushes,
-        )
-        .await
-        .map_err(|error| {
-            RpcError::new(
-                error.errno(),
-                format!(
-                    "pool '{}' on metadata bdev '{}': {error}",
-                    params.name, params.metadata_bdev
-                ),
-            )
-        })?;
-        let (channel_data, owner) = (data.clone(), pool.owner_queue());
-        let channels = IoDevice::register(&params.name, move || {
-            PoolChannel::new(&channel_data, owner.clone())
-        })
-        .ok_or_else(|| RpcError::new(Errno::ENOMEM, "out of memory"))?;
-        let name = params.name.clone();
-        pool.watch(move |event| spdk::logging::notify(event.name(), &notification(&name, event)));
-        log::info!("pool '{}' is open", params.name);
-        Ok(Rc::new(OpenPool {
-            pool,
-            channels: Arc::new(channels),
-            data,
-            metadata,
-        }))
-    }
-
-    /// Opens, checks and claims a base bdev.
-    fn take_base(
-        self: &Rc<Self>,
-        params: &ThinPoolCreate,
-        bdev: &str,
-    ) -> Result<(Descriptor, BaseChannel), RpcError> {
-        let refuse = |errno: i32, why: &str| {
-            RpcError::new(
-                Errno(errno),
-                format!("pool '{}': bdev '{bdev}' {why}", params.name),
-            )
-        };
-        let registry = Rc::downgrade(self);
-        let (pool, removed) = (params.name.clone(), bdev.to_owned());
-        let desc = Descriptor::open(bdev, true, move |event| {
-            let Some(registry) = registry.upgrade() else {
-                return;
-            };
-            let (pool, bdev) = (pool.clone(), removed.clone());
-            match event {
-                Event::Remove => {
-                    spdk::executor::spawn(async move { registry.base_removed(&pool, &bdev).await });
-                }
-                Event::Resize => {
-                    spdk::executor::spawn(async move { registry.base_resized(&pool).await });
-                }
-                Event::Other => {}
-            }
-        })
-        .map_err(|errno| match errno {
-            19 => refuse(
-                19,
-                "does not exist; create it first, or declare the pool with 'wait'",
-            ),
-            1 | 16 => refuse(1, "is claimed by another module or pool; use another bdev"),
-            errno => refuse(errno, "cannot be opened for writing"),
-        })?;
-        let info = desc.info();
-        if info.dif_type != 0 {
-            return Err(refuse(
-                22,
-                "has protection information (DIF), which is not supported; create it without",
-            ));
-        }
-        if info.metadata_bytes != 0 {
-            return Err(refuse(
-                22,
-                "has metadata beside or in its blocks, which is not supported; create it without",
-            ));
-        }
-        if !matches!(info.block_bytes, 512 | 4096) {
-            return Err(refuse(
-                22,
-                &format!(
-                    "has blocks of {} bytes; 512 and 4096 are supported",
-                    info.block_bytes
-                ),
-            ));
-        }
-        let bytes = info.nr_blocks * u64::from(info.block_bytes);
-        let needed = match bdev == params.metadata_bdev {
-            true => 16 * 4096,
-            false => u64::from(params.data_block_size_sectors) * 512,
-        };
-        if bytes < needed {
-            return Err(refuse(
-                22,
-                &format!("is too small: {bytes} bytes, at least {needed} are needed"),
-            ));
-        }
-        if info.stacked_on_nvme {
-            log::warn!(
-                "pool '{}': bdev '{bdev}' lies on an NVMe bdev, which may not pass flushes on to the \
-                 drive; if its write cache is volatile, use the NVMe bdev itself, or SPDK's \
-                 bdev_nvme_set_options --enable-flush where it has that",
-                params.name
-            );
-        }
-        desc.claim().map_err(|errno| {
-            refuse(
-                errno,
-                "is claimed by another module or pool; use another bdev",
-            )
-        })?;
-        let channel = desc
-            .channel()
-            .ok_or_else(|| refuse(12, "has no I/O channel: out of memory"))?;
-        Ok((desc, channel))
-    }
-
     /// The pool's state, if it is open.
     pub fn open_entry(&self, name: &str) -> Result<Rc<OpenPool>, RpcError> {
         let pools = self.pools.borrow();
@@ -400,7 +270,7 @@ impl Registry {
     }
 
     /// A base bdev is going away: so do the pool's bdevs, and the pool until it comes back.
-    async fn base_removed(self: Rc<Self>, pool: &str, bdev: &str) {
+    pub async fn base_removed(self: Rc<Self>, pool: &str, bdev: &str) {
         {
             let mut pools = self.pools.borrow_mut();
             let Some(entry) = pools.get_mut(pool) else {
@@ -425,12 +295,12 @@ impl Registry {
             .map(|(name, _)| name.clone())
             .collect();
         let gone = bdevs.iter().map(|name| self.deactivate(name, true));
-        futures::future::join_all(gone).await;
+        futures::future::join(futures::future::join_all(gone), self.unexport(pool)).await;
         self.close_idle_pools();
     }
 
     /// A base bdev has another size.
-    async fn base_resized(self: Rc<Self>, pool: &str) {
+    pub async fn base_resized(self: Rc<Self>, pool: &str) {
         // A pool that is not open looks at the sizes when it opens.
         if let Ok(open) = self.open_entry(pool)
             && let Err(error) = open.pool.grow().await
@@ -452,6 +322,8 @@ impl Registry {
                 }
             }
         };
+        self.unexport(name).await;
+        open.readers.close().await;
         let closed = open.pool.close().await;
         if let Err(error) = &closed {
             log::error!("closing pool '{name}': {error}");
@@ -461,12 +333,13 @@ impl Registry {
             channels,
             data,
             metadata,
+            readers,
         }) = Rc::into_inner(open)
         {
             if let Some(channels) = Arc::into_inner(channels) {
                 channels.unregister().await;
             }
-            drop((pool, data, metadata));
+            drop((pool, data, metadata, readers));
         }
         if let Some(entry) = self.pools.borrow_mut().get_mut(name) {
             entry.state = PoolState::Waiting;
@@ -483,9 +356,11 @@ impl Registry {
             .pools
             .borrow()
             .iter()
-            .filter(|(_, entry)| match &entry.state {
+            .filter(|(name, entry)| match &entry.state {
                 PoolState::Open(open) => {
-                    (entry.closing || self.stopping.get()) && open.pool.active_ids().is_empty()
+                    (entry.closing || self.stopping.get())
+                        && open.pool.active_ids().is_empty()
+                        && self.exported(name).is_none()
                 }
                 _ => false,
             })
@@ -537,40 +412,10 @@ impl Registry {
     }
 }
 
-/// A notification's context: the pool, and what there is to say.
-fn notification(pool: &str, event: &PoolEvent) -> String {
-    match event {
-        PoolEvent::Mode(mode) => format!("{pool} {}", rpc::status::mode_word(*mode)),
-        PoolEvent::LowData { free_blocks } | PoolEvent::LowMetadata { free_blocks } => {
-            format!("{pool} {free_blocks}")
-        }
-        PoolEvent::NoSpaceTimeout => pool.to_owned(),
-        PoolEvent::Grown {
-            data_blocks,
-            metadata_blocks,
-        } => format!("{pool} {data_blocks} {metadata_blocks}"),
-    }
-}
-
 /// The refusal for an unknown pool.
 pub fn no_pool(name: &str) -> RpcError {
     RpcError::new(
         Errno::ENODEV,
         format!("there is no pool '{name}'; see thin_pool_status"),
     )
-}
-
-fn pool_config(params: &ThinPoolCreate) -> PoolConfig {
-    PoolConfig {
-        data_block_size_sectors: params.data_block_size_sectors,
-        low_water_mark_blocks: params.low_water_mark_blocks,
-        skip_block_zeroing: params.has("skip_block_zeroing"),
-        ignore_discard: params.has("ignore_discard"),
-        no_discard_passdown: params.has("no_discard_passdown"),
-        read_only: params.has("read_only"),
-        error_if_no_space: params.has("error_if_no_space"),
-        metadata_cache_bytes: params.metadata_cache_mib << 20,
-        mapping_cache_bytes: params.mapping_cache_mib << 20,
-        ..PoolConfig::new(&params.name)
-    }
 }

@@ -17,6 +17,10 @@ def _words(text):
     return [word for word in text.split(',') if word]
 
 
+def _numbers(text):
+    return [int(word) for word in _words(text)]
+
+
 def spdk_rpc_plugin_initialize(subparsers):
     p = subparsers.add_parser('thin_pool_create', help='Open a thin pool, formatting its metadata bdev if that begins with 4096 zero bytes', description='Open a thin pool, formatting its metadata bdev if that begins with 4096 zero bytes')
     p.add_argument('name', help='Name of the pool')
@@ -43,7 +47,8 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
     p.add_argument('--bdev-name', dest='bdev_name', help='Name of the bdev to activate it as (default POOL_ID)')
     p.add_argument('--size-mib', dest='size_mib', help='Activate it with this size in MiB, which may exceed the pool', type=int)
-    p.set_defaults(func=lambda args: _call(args, 'thin_create', ['pool', 'id', 'bdev_name', 'size_mib']))
+    p.add_argument('--origin-bdev', dest='origin_bdev', help='External origin: a bdev outside the pool that unmapped blocks show (give it for each snapshot too)')
+    p.set_defaults(func=lambda args: _call(args, 'thin_create', ['pool', 'id', 'bdev_name', 'size_mib', 'origin_bdev']))
 
     p = subparsers.add_parser('thin_snapshot', help='Create a snapshot of a thin device, active or not', description='Create a snapshot of a thin device, active or not')
     p.add_argument('pool', help='Name of the pool')
@@ -62,9 +67,10 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('--bdev-name', dest='bdev_name', help='Name of the bdev (default POOL_ID)')
     p.add_argument('--size-mib', dest='size_mib', help='Size in MiB, which may exceed the pool', type=int)
     p.add_argument('--size-sectors', dest='size_sectors', help='Size in sectors of 512 bytes, instead of size_mib', type=int)
+    p.add_argument('--origin-bdev', dest='origin_bdev', help='External origin: a bdev outside the pool that unmapped blocks show (give it for each snapshot too)')
     p.add_argument('--create', dest='create', help='Create the thin device if there is none of this id', action='store_true')
     p.add_argument('--wait', dest='wait', help='If the pool is waiting for its bdevs, activate when they are there', action='store_true')
-    p.set_defaults(func=lambda args: _call(args, 'thin_activate', ['pool', 'id', 'bdev_name', 'size_mib', 'size_sectors', 'create', 'wait']))
+    p.set_defaults(func=lambda args: _call(args, 'thin_activate', ['pool', 'id', 'bdev_name', 'size_mib', 'size_sectors', 'origin_bdev', 'create', 'wait']))
 
     p = subparsers.add_parser('thin_deactivate', help='Remove a thin bdev; the thin device stays in its pool', description='Remove a thin bdev; the thin device stays in its pool')
     p.add_argument('bdev_name', help='Name of the thin bdev')
@@ -73,6 +79,53 @@ def spdk_rpc_plugin_initialize(subparsers):
     p = subparsers.add_parser('thin_list', help='List the thin devices of a pool', description='List the thin devices of a pool')
     p.add_argument('pool', help='Name of the pool')
     p.set_defaults(func=lambda args: _call(args, 'thin_list', ['pool']))
+
+    p = subparsers.add_parser('thin_set_transaction_id', help='Set the pool\'s userspace transaction id, if it is what the caller believes', description='Set the pool\'s userspace transaction id, if it is what the caller believes')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('current', help='What it must be now', type=int)
+    p.add_argument('new', help='What it shall be', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_set_transaction_id', ['pool', 'current', 'new']))
+
+    p = subparsers.add_parser('thin_reserve_metadata_snap', help='Keep the pool\'s metadata as it is now readable: for thin_dump, thin_delta and thin_metadata_snap_export', description='Keep the pool\'s metadata as it is now readable: for thin_dump, thin_delta and thin_metadata_snap_export')
+    p.add_argument('pool', help='Name of the pool')
+    p.set_defaults(func=lambda args: _call(args, 'thin_reserve_metadata_snap', ['pool']))
+
+    p = subparsers.add_parser('thin_release_metadata_snap', help='Let the metadata snapshot go, if nobody is reading it', description='Let the metadata snapshot go, if nobody is reading it')
+    p.add_argument('pool', help='Name of the pool')
+    p.set_defaults(func=lambda args: _call(args, 'thin_release_metadata_snap', ['pool']))
+
+    p = subparsers.add_parser('thin_metadata_snap_export', help='Make the pool\'s metadata bdev readable as another, read-only bdev while there is a metadata snapshot: for thin_dump -m, thin_delta -m and the like on any host', description='Make the pool\'s metadata bdev readable as another, read-only bdev while there is a metadata snapshot: for thin_dump -m, thin_delta -m and the like on any host')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('--bdev-name', dest='bdev_name', help='Name of the bdev (default POOL_metadata_snap)')
+    p.add_argument('--wait', dest='wait', help='As in saved configurations: wait while the pool is being opened, and only warn if it or its metadata snapshot is missing', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'thin_metadata_snap_export', ['pool', 'bdev_name', 'wait']))
+
+    p = subparsers.add_parser('thin_metadata_snap_unexport', help='Remove the bdev that thin_metadata_snap_export has made', description='Remove the bdev that thin_metadata_snap_export has made')
+    p.add_argument('pool', help='Name of the pool')
+    p.set_defaults(func=lambda args: _call(args, 'thin_metadata_snap_unexport', ['pool']))
+
+    p = subparsers.add_parser('thin_dump', help='Show the metadata snapshot page by page (without id: the devices, with id: the mappings of one), or write it to a file as thin_dump does', description='Show the metadata snapshot page by page (without id: the devices, with id: the mappings of one), or write it to a file as thin_dump does')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('--id', dest='id', help='Id of the thin device whose mappings to show', type=int)
+    p.add_argument('--begin-block', dest='begin_block', help='With id: first virtual block to show, as next_block of the page before (default 0)', type=int)
+    p.add_argument('--begin-id', dest='begin_id', help='Without id: first device to show, as next_id of the page before (default 0)', type=int)
+    p.add_argument('--limit', dest='limit', help='Most runs of mappings or devices to show, 1 to 65536 (default 1024)', type=int)
+    p.add_argument('--snapshot', dest='snapshot', help='Refuse if the metadata snapshot is not the one of which a page said this', type=int)
+    p.add_argument('--file', dest='file', help='Write XML to this new file, given with its full path, on the machine of the target')
+    p.add_argument('--ids', dest='ids', help='With file: only these thin devices (default all)', type=_numbers, metavar='NUMBER,NUMBER...')
+    p.add_argument('--format', dest='format', help='With file: xml is that of thin_dump 0.9, xml_shared that of 1.x, where mappings that devices share come once (default xml)', choices=['xml', 'xml_shared'])
+    p.set_defaults(func=lambda args: _call(args, 'thin_dump', ['pool', 'id', 'begin_block', 'begin_id', 'limit', 'snapshot', 'file', 'ids', 'format']))
+
+    p = subparsers.add_parser('thin_delta', help='Show the differences of two thin devices in the metadata snapshot page by page, or write them to a file as thin_delta does', description='Show the differences of two thin devices in the metadata snapshot page by page, or write them to a file as thin_delta does')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('left_id', help='Id of the first thin device', type=int)
+    p.add_argument('right_id', help='Id of the second thin device', type=int)
+    p.add_argument('--begin-block', dest='begin_block', help='First virtual block to show, as next_block of the page before (default 0)', type=int)
+    p.add_argument('--limit', dest='limit', help='Most differences to show, 1 to 65536 (default 1024)', type=int)
+    p.add_argument('--snapshot', dest='snapshot', help='Refuse if the metadata snapshot is not the one of which a page said this', type=int)
+    p.add_argument('--file', dest='file', help='Write XML to this new file, given with its full path, on the machine of the target')
+    p.add_argument('--verbose', dest='verbose', help='With file: with data blocks, as thin_delta --verbose', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'thin_delta', ['pool', 'left_id', 'right_id', 'begin_block', 'limit', 'snapshot', 'file', 'verbose']))
 
     p = subparsers.add_parser('dm_create', help='Create a device from a device-mapper table line with bdev names for devices', description='Create a device from a device-mapper table line with bdev names for devices')
     p.add_argument('name', help='Name of the device')

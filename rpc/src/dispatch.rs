@@ -3,8 +3,9 @@
 use crate::RpcError;
 use crate::error::INVALID_PARAMS;
 use crate::params::{
-    DmCreate, DmMessage, Name, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinList,
-    ThinPoolCreate, ThinPoolStatus, ThinSnapshot, Validate,
+    DmCreate, DmMessage, Name, PoolName, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete,
+    ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus,
+    ThinSetTransactionId, ThinSnapshot, Validate,
 };
 use crate::schema::METHODS;
 use async_trait::async_trait;
@@ -27,6 +28,13 @@ pub trait Backend {
     async fn thin_activate(&self, params: ThinActivate) -> Answer;
     async fn thin_deactivate(&self, params: ThinDeactivate) -> Answer;
     async fn thin_list(&self, params: ThinList) -> Answer;
+    async fn thin_set_transaction_id(&self, params: ThinSetTransactionId) -> Answer;
+    async fn thin_reserve_metadata_snap(&self, params: PoolName) -> Answer;
+    async fn thin_release_metadata_snap(&self, params: PoolName) -> Answer;
+    async fn thin_metadata_snap_export(&self, params: ThinMetadataSnapExport) -> Answer;
+    async fn thin_metadata_snap_unexport(&self, params: PoolName) -> Answer;
+    async fn thin_dump(&self, params: ThinDump) -> Answer;
+    async fn thin_delta(&self, params: ThinDelta) -> Answer;
     async fn dm_create(&self, params: DmCreate) -> Answer;
     async fn dm_remove(&self, params: Name) -> Answer;
     async fn dm_message(&self, params: DmMessage) -> Answer;
@@ -90,6 +98,13 @@ pub async fn dispatch(
         "thin_activate" => call!(thin_activate),
         "thin_deactivate" => call!(thin_deactivate),
         "thin_list" => call!(thin_list),
+        "thin_set_transaction_id" => call!(thin_set_transaction_id),
+        "thin_reserve_metadata_snap" => call!(thin_reserve_metadata_snap),
+        "thin_release_metadata_snap" => call!(thin_release_metadata_snap),
+        "thin_metadata_snap_export" => call!(thin_metadata_snap_export),
+        "thin_metadata_snap_unexport" => call!(thin_metadata_snap_unexport),
+        "thin_dump" => call!(thin_dump),
+        "thin_delta" => call!(thin_delta),
         "dm_create" => call!(dm_create),
         "dm_remove" => call!(dm_remove),
         "dm_message" => call!(dm_message),

@@ -1,5 +1,11 @@
 //! Parameters of the methods.
 
+mod metadata_snap;
+
+pub use metadata_snap::{
+    DumpFormat, MAX_PAGE, ThinDelta, ThinDump, ThinMetadataSnapExport, page_entries,
+};
+
 use crate::RpcError;
 use serde::{Deserialize, Serialize};
 
@@ -242,6 +248,26 @@ pub struct ThinList {
     pub pool: String,
 }
 
+/// Methods that take only a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolName {
+    /// Name of the pool.
+    pub pool: String,
+}
+
+/// `thin_set_transaction_id`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ThinSetTransactionId {
+    /// Name of the pool.
+    pub pool: String,
+    /// What it must be now.
+    pub current: u64,
+    /// What it shall be.
+    pub new: u64,
+}
+
 /// `dm_create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -377,4 +403,11 @@ macro_rules! nothing_to_validate {
         })*
     };
 }
-nothing_to_validate!(Name, ThinPoolStatus, ThinDeactivate, ThinList);
+nothing_to_validate!(
+    Name,
+    PoolName,
+    ThinPoolStatus,
+    ThinDeactivate,
+    ThinList,
+    ThinSetTransactionId
+);

@@ -22,6 +22,10 @@ def _words(text):
     return [word for word in text.split(',') if word]
 
 
+def _numbers(text):
+    return [int(word) for word in _words(text)]
+
+
 def spdk_rpc_plugin_initialize(subparsers):
 "#;
 
@@ -78,6 +82,8 @@ fn arguments(parameter: &Parameter) -> String {
         Kind::Unsigned => ", type=int",
         Kind::Flag => ", action='store_true'",
         Kind::Strings => ", type=_words, metavar='WORD,WORD...'",
+        Kind::Numbers => ", type=_numbers, metavar='NUMBER,NUMBER...'",
+        Kind::DumpFormat => ", choices=['xml', 'xml_shared']",
     };
     match parameter.required {
         true => format!("'{}', help={help}{kind}", parameter.name),

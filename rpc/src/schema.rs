@@ -15,6 +15,10 @@ pub enum Kind {
     Flag,
     /// Texts.
     Strings,
+    /// Numbers from 0 up.
+    Numbers,
+    /// A [`crate::params::DumpFormat`].
+    DumpFormat,
 }
 
 /// A parameter.
@@ -61,6 +65,17 @@ const fn optional(name: &'static str, kind: Kind, help: &'static str) -> Paramet
 
 const POOL: Parameter = required("pool", Kind::String, "Name of the pool");
 const ID: Parameter = required("id", Kind::Unsigned, "Id of the thin device, 0 to 16777215");
+
+const SNAPSHOT: Parameter = optional(
+    "snapshot",
+    Kind::Unsigned,
+    "Refuse if the metadata snapshot is not the one of which a page said this",
+);
+const FILE: Parameter = optional(
+    "file",
+    Kind::String,
+    "Write XML to this new file, given with its full path, on the machine of the target",
+);
 
 /// All methods.
 pub const METHODS: &[Method] = &[
@@ -209,6 +224,112 @@ pub const METHODS: &[Method] = &[
         name: "thin_list",
         help: "List the thin devices of a pool",
         parameters: &[POOL],
+    },
+    Method {
+        name: "thin_set_transaction_id",
+        help: "Set the pool's userspace transaction id, if it is what the caller believes",
+        parameters: &[
+            POOL,
+            required("current", Kind::Unsigned, "What it must be now"),
+            required("new", Kind::Unsigned, "What it shall be"),
+        ],
+    },
+    Method {
+        name: "thin_reserve_metadata_snap",
+        help: "Keep the pool's metadata as it is now readable: for thin_dump, thin_delta and thin_metadata_snap_export",
+        parameters: &[POOL],
+    },
+    Method {
+        name: "thin_release_metadata_snap",
+        help: "Let the metadata snapshot go, if nobody is reading it",
+        parameters: &[POOL],
+    },
+    Method {
+        name: "thin_metadata_snap_export",
+        help: "Make the pool's metadata bdev readable as another, read-only bdev while there is a metadata snapshot: for thin_dump -m, thin_delta -m and the like on any host",
+        parameters: &[
+            POOL,
+            optional(
+                "bdev_name",
+                Kind::String,
+                "Name of the bdev (default POOL_metadata_snap)",
+            ),
+            optional(
+                "wait",
+                Kind::Flag,
+                "As in saved configurations: wait while the pool is being opened, and only warn if it or its metadata snapshot is missing",
+            ),
+        ],
+    },
+    Method {
+        name: "thin_metadata_snap_unexport",
+        help: "Remove the bdev that thin_metadata_snap_export has made",
+        parameters: &[POOL],
+    },
+    Method {
+        name: "thin_dump",
+        help: "Show the metadata snapshot page by page (without id: the devices, with id: the mappings of one), or write it to a file as thin_dump does",
+        parameters: &[
+            POOL,
+            optional(
+                "id",
+                Kind::Unsigned,
+                "Id of the thin device whose mappings to show",
+            ),
+            optional(
+                "begin_block",
+                Kind::Unsigned,
+                "With id: first virtual block to show, as next_block of the page before (default 0)",
+            ),
+            optional(
+                "begin_id",
+                Kind::Unsigned,
+                "Without id: first device to show, as next_id of the page before (default 0)",
+            ),
+            optional(
+                "limit",
+                Kind::Unsigned,
+                "Most runs of mappings or devices to show, 1 to 65536 (default 1024)",
+            ),
+            SNAPSHOT,
+            FILE,
+            optional(
+                "ids",
+                Kind::Numbers,
+                "With file: only these thin devices (default all)",
+            ),
+            optional(
+                "format",
+                Kind::DumpFormat,
+                "With file: xml is that of thin_dump 0.9, xml_shared that of 1.x, where mappings that devices share come once (default xml)",
+            ),
+        ],
+    },
+    Method {
+        name: "thin_delta",
+        help: "Show the differences of two thin devices in the metadata snapshot page by page, or write them to a file as thin_delta does",
+        parameters: &[
+            POOL,
+            required("left_id", Kind::Unsigned, "Id of the first thin device"),
+            required("right_id", Kind::Unsigned, "Id of the second thin device"),
+            optional(
+                "begin_block",
+                Kind::Unsigned,
+                "First virtual block to show, as next_block of the page before (default 0)",
+            ),
+            optional(
+                "limit",
+                Kind::Unsigned,
+                "Most differences to show, 1 to 65536 (default 1024)",
+            ),
+            SNAPSHOT,
+            FILE,
+            optional(
+                "verbose",
+                Kind::Flag,
+                "With file: with data blocks, as thin_delta --verbose",
+            ),
+        ],
     },
     Method {
         name: "dm_create",

@@ -33,6 +33,13 @@ echo!(
     thin_pool_create: ThinPoolCreate, thin_pool_delete: Name, thin_pool_status: ThinPoolStatus,
     thin_create: ThinCreate, thin_snapshot: ThinSnapshot, thin_delete: ThinDelete,
     thin_activate: ThinActivate, thin_deactivate: ThinDeactivate, thin_list: ThinList,
+    thin_set_transaction_id: ThinSetTransactionId,
+    thin_reserve_metadata_snap: PoolName,
+    thin_release_metadata_snap: PoolName,
+    thin_metadata_snap_export: ThinMetadataSnapExport,
+    thin_metadata_snap_unexport: PoolName,
+    thin_dump: ThinDump,
+    thin_delta: ThinDelta,
     dm_create: DmCreate, dm_remove: Name, dm_message: DmMessage, dm_status: Name, dm_table: Name,
 );
 
@@ -187,7 +194,7 @@ proptest! {
     /// Any value for any parameter of any method is an answer or a refusal with a text.
     #[test]
     fn any_parameters_are_answered(
-        values in prop::collection::vec(prop::option::of(any_json()), 9),
+        values in prop::collection::vec(prop::option::of(any_json()), 10),
     ) {
         for method in METHODS {
             let params: serde_json::Map<_, _> = method.parameters.iter().zip(&values)

@@ -58,6 +58,11 @@ args.client = Client()
 with contextlib.redirect_stdout(io.StringIO()):
     args.func(args)
 assert calls[1] == ('thin_create', {'pool': 'p', 'id': 0}), calls
+args = parser.parse_args(['thin_dump', 'p', '--file', '/f', '--ids', '0,2', '--format', 'xml_shared'])
+args.client = Client()
+with contextlib.redirect_stdout(io.StringIO()):
+    args.func(args)
+assert calls[2] == ('thin_dump', {'pool': 'p', 'file': '/f', 'ids': [0, 2], 'format': 'xml_shared'}), calls
 ";
     let status = std::process::Command::new("python3")
         .args(["-c", script, concat!(env!("CARGO_MANIFEST_DIR"), "/python")])
@@ -73,6 +78,8 @@ fn sample(kind: Kind) -> Value {
         Kind::Unsigned => json!(128),
         Kind::Flag => json!(true),
         Kind::Strings => json!(["read_only"]),
+        Kind::Numbers => json!([1, 2]),
+        Kind::DumpFormat => json!("xml_shared"),
     }
 }
 
@@ -89,6 +96,13 @@ fn accepts(method: &str, params: Value) -> bool {
         "thin_activate" => is::<ThinActivate>(params),
         "thin_deactivate" => is::<ThinDeactivate>(params),
         "thin_list" => is::<ThinList>(params),
+        "thin_set_transaction_id" => is::<ThinSetTransactionId>(params),
+        "thin_reserve_metadata_snap"
+        | "thin_release_metadata_snap"
+        | "thin_metadata_snap_unexport" => is::<PoolName>(params),
+        "thin_metadata_snap_export" => is::<ThinMetadataSnapExport>(params),
+        "thin_dump" => is::<ThinDump>(params),
+        "thin_delta" => is::<ThinDelta>(params),
         "dm_create" => is::<DmCreate>(params),
         "dm_message" => is::<DmMessage>(params),
         _ => is::<Name>(params),

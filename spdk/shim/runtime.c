@@ -3,6 +3,9 @@
 #include "shim.h"
 
 #include "spdk/stdinc.h"
+
+#include <sys/mman.h>
+
 #include "spdk/env.h"
 #include "spdk/log.h"
 #include "spdk/notify.h"
@@ -69,6 +72,19 @@ sdm_log(int level, const char *file, int line, const char *func, const char *tex
 	};
 
 	spdk_log(levels[level < 0 || level > 4 ? 0 : level], file, line, func, "%s\n", text);
+}
+
+void
+sdm_prefer_large_pages(const void *memory, size_t bytes)
+{
+	const uintptr_t page = 2u << 20;
+	uintptr_t begin = ((uintptr_t)memory + page - 1) & ~(page - 1);
+	uintptr_t end = ((uintptr_t)memory + bytes) & ~(page - 1);
+
+	if (begin < end) {
+		/* A kernel without transparent huge pages says no: fine. */
+		(void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+	}
 }
 
 int

@@ -50,6 +50,7 @@ void sdm_dma_free(void *buf);
 
 /* logging: 0 error, 1 warning, 2 notice, 3 info, 4 debug */
 void sdm_log(int level, const char *file, int line, const char *func, const char *text);
+void sdm_prefer_large_pages(const void *memory, size_t bytes);
 int sdm_notify_register(const char *type);
 void sdm_notify(const char *type, const char *context);
 

@@ -51,3 +51,11 @@ impl Drop for DmaBuf {
         unsafe { ffi::sdm_dma_free(self.data.as_ptr().cast()) };
     }
 }
+
+/// Advises the kernel to put large pages under memory that is looked into at random. Best before it is
+/// touched for the first time.
+pub fn prefer_large_pages<T>(memory: &[T]) {
+    // SAFETY: advice on how pages are backed changes no contents, and only whole pages inside the slice
+    // are named.
+    unsafe { ffi::sdm_prefer_large_pages(memory.as_ptr().cast(), std::mem::size_of_val(memory)) };
+}

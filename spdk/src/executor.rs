@@ -1,4 +1,5 @@
-//! Futures on SPDK threads: a message of the thread is a poll of a task.
+//! Futures on SPDK threads: each thread has a queue of tasks to be polled, and a message to itself
+//! drains it.
 //!
 //! A task stays on the SPDK thread it was spawned on. Wakers may be used anywhere.
 
@@ -6,12 +7,89 @@ use crate::ffi;
 use crate::thread::Thread;
 use async_task::Runnable;
 use futures::channel::oneshot;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ffi::{c_int, c_void};
 use std::future::Future;
 use std::pin::Pin;
-use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
+
+/// Tasks polled before the thread gets to its pollers again.
+const BATCH: usize = 128;
+
+/// Tasks of one SPDK thread that are to be polled.
+struct Queue {
+    thread: Thread,
+    ready: Mutex<VecDeque<Runnable>>,
+    /// A message that drains the queue is under way, or draining.
+    scheduled: AtomicBool,
+}
+
+thread_local! {
+    /// The queue of the SPDK thread that spawned last on this OS thread. A lookup that misses makes
+    /// another queue for the same SPDK thread, which does no harm.
+    static LAST: RefCell<Option<Arc<Queue>>> = const { RefCell::new(None) };
+}
+
+impl Queue {
+    fn of(thread: Thread) -> Arc<Queue> {
+        LAST.with_borrow_mut(|last| match last {
+            Some(queue) if queue.thread == thread => queue.clone(),
+            _ => {
+                let queue = Arc::new(Queue {
+                    thread,
+                    ready: Mutex::default(),
+                    scheduled: AtomicBool::new(false),
+                });
+                *last = Some(queue.clone());
+                queue
+            }
+        })
+    }
+
+    fn push(self: &Arc<Self>, runnable: Runnable) {
+        self.lock().push_back(runnable);
+        self.schedule();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Runnable>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn schedule(self: &Arc<Self>) {
+        if self.scheduled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let raw = Arc::into_raw(self.clone());
+        // SAFETY: `drain` is called once with the reference, or the message is refused.
+        if unsafe { ffi::sdm_thread_send(self.thread.raw(), drain, raw.cast_mut().cast()) } != 0 {
+            // SAFETY: the message was refused, so the reference is still ours.
+            drop(unsafe { Arc::from_raw(raw) });
+            // The tasks wait: dropping them here could be on the wrong thread. The next wake tries again.
+            self.scheduled.store(false, Ordering::Release);
+            log::error!("SPDK thread takes no more messages; its tasks wait");
+        }
+    }
+}
+
+unsafe extern "C" fn drain(ctx: *mut c_void) {
+    // SAFETY: the pointer comes from Arc::into_raw in `schedule` and is used once.
+    let queue = unsafe { Arc::from_raw(ctx.cast::<Queue>()) };
+    for _ in 0..BATCH {
+        let Some(runnable) = queue.lock().pop_front() else {
+            break;
+        };
+        runnable.run();
+    }
+    queue.scheduled.store(false, Ordering::Release);
+    // Also what another thread has pushed while `scheduled` was still set.
+    if !queue.lock().is_empty() {
+        queue.schedule();
+    }
+}
 
 /// Runs a future to its end on the running SPDK thread. False when no SPDK thread is running: then
 /// the future is dropped.
@@ -19,30 +97,15 @@ pub fn spawn(future: impl Future<Output = ()> + 'static) -> bool {
     let Some(thread) = Thread::current() else {
         return false;
     };
-    let schedule = move |runnable: Runnable| {
-        let raw = runnable.into_raw();
-        // SAFETY: `run` is called once with the runnable, or the message is refused.
-        if unsafe { ffi::sdm_thread_send(thread.raw(), run, raw.as_ptr().cast()) } != 0 {
-            // The thread is exiting, or out of memory. Dropping the task here could be on the wrong
-            // thread, so it is left alone.
-            log::error!("SPDK thread takes no more messages; a task is lost");
-        }
-    };
-    // SAFETY: the future is 'static; it is polled and dropped only by `run`, as messages of the
+    let queue = Queue::of(thread);
+    let schedule = move |runnable: Runnable| queue.push(runnable);
+    // SAFETY: the future is 'static; it is polled and dropped only by `drain`, as messages of the
     // thread it was spawned on, which SPDK never runs on two cores at once. The schedule function is
     // Send, Sync and 'static. Wakers reach only the schedule function.
     let (runnable, task) = unsafe { async_task::spawn_unchecked(future, schedule) };
     task.detach();
     runnable.schedule();
     true
-}
-
-unsafe extern "C" fn run(ctx: *mut c_void) {
-    if let Some(raw) = NonNull::new(ctx.cast::<()>()) {
-        // SAFETY: the pointer comes from Runnable::into_raw in `schedule` and is used once.
-        let runnable: Runnable = unsafe { Runnable::from_raw(raw) };
-        runnable.run();
-    }
 }
 
 /// Completes after some time. Must be used on the thread it was made on; dropping it cancels it.

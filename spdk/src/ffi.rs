@@ -64,6 +64,7 @@ unsafe extern "C" {
     pub fn sdm_thread_current() -> *mut c_void;
     pub fn sdm_thread_app() -> *mut c_void;
     pub fn sdm_thread_send(thread: *mut c_void, f: Callback, ctx: *mut c_void) -> c_int;
+    pub fn spdk_unaffinitize_thread();
     pub fn sdm_poller_register(
         f: unsafe extern "C" fn(*mut c_void) -> c_int,
         ctx: *mut c_void,
@@ -79,6 +80,7 @@ unsafe extern "C" {
         func: *const c_char,
         text: *const c_char,
     );
+    pub fn sdm_prefer_large_pages(memory: *const c_void, bytes: usize);
     pub fn sdm_notify_register(kind: *const c_char) -> c_int;
     pub fn sdm_notify(kind: *const c_char, context: *const c_char);
     pub fn sdm_io_device_register(

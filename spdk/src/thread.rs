@@ -56,6 +56,19 @@ impl Thread {
     }
 }
 
+/// Starts an ordinary thread for work that blocks. It runs on any core, not on that of the SPDK thread
+/// that starts it, to which it would otherwise be bound too.
+pub fn spawn_blocking(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread
+        .spawn(move || {
+            // SAFETY: no preconditions; changes the affinity of the calling thread only.
+            unsafe { ffi::spdk_unaffinitize_thread() };
+            work();
+        })
+        .map(drop)
+}
+
 /// A value that may be touched only on the SPDK thread it was made on.
 pub struct ThreadBound<T> {
     thread: Thread,

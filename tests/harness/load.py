@@ -9,6 +9,10 @@ from typing import NamedTuple
 from .process import HostIO, START_SECONDS
 from .pool import wait_for
 
+# The word of a state file's header that asks a stress to stop (tests/hostio/src/ledger.rs).
+STOP_AT = 24
+HEADER_BYTES = 32
+
 
 class Progress(NamedTuple):
     """Operations, over all runs on one state file."""
@@ -23,6 +27,9 @@ class Load:
         self._state = state
         self._before = progress(state)
         self._log = host.folder / 'hostio.log'
+        self._log_begin = self._log.stat().st_size if self._log.exists() else 0
+        if state.exists():
+            self._write_stop(b'\0')
         self.process: subprocess.Popen = host.start('stress', str(state), *options)
 
     def wait_durable(self, operations: int) -> None:
@@ -41,14 +48,27 @@ class Load:
             self.kill()
             raise AssertionError(f'the load hangs:\n{self.tail()}') from None
 
+    def ask_to_finish(self) -> None:
+        """It will flush and end, even if it has yet to begin."""
+        self._write_stop(b'\1')
+
+    def _write_stop(self, value: bytes) -> None:
+        with open(self._state, 'r+b') as file:
+            file.seek(STOP_AT)
+            file.write(value)
+
     def kill(self) -> None:
         """For a load whose target is gone: it may wait for it for ever."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
 
+    def text(self) -> str:
+        """What it has printed."""
+        return self._log.read_bytes()[self._log_begin:].decode(errors='replace')
+
     def tail(self) -> str:
-        return self._log.read_text(errors='replace')[-2000:]
+        return self.text()[-2000:]
 
 
 def progress(state: Path) -> Progress:

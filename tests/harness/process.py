@@ -47,21 +47,21 @@ def options_for_memory(megabytes: int) -> List[str]:
 
 
 # Everything started and not yet seen to be gone, whoever started it and whatever became of him.
-_STARTED: List[subprocess.Popen] = []
+STARTED: List[subprocess.Popen] = []
 
 
 def launch(arguments: List[str], env: dict, output, **options) -> subprocess.Popen:
     """Starts a program that `end_all` ends; `output` gets what it prints."""
     process = subprocess.Popen(arguments, env=env, stdin=subprocess.DEVNULL, stdout=output,
                                stderr=subprocess.STDOUT, **options)
-    _STARTED.append(process)
+    STARTED.append(process)
     return process
 
 
 def end_all() -> None:
     """Ends all that this harness has started and that still runs."""
-    while _STARTED:
-        process = _STARTED.pop()
+    while STARTED:
+        process = STARTED.pop()
         if process.poll() is None:
             process.kill()
         process.wait()

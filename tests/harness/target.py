@@ -58,8 +58,9 @@ def host_config(path: Path, name: str, port: int, subsystem: str, **options) -> 
 class Drive:
     """A spdk_tgt that serves files as the namespaces of an NVMe/TCP "drive"."""
 
-    def __init__(self, folder: Path, files: list, block_bytes: int = 512):
-        self.port = free_port()
+    def __init__(self, folder: Path, files: list, block_bytes: int = 512,
+                 port: Optional[int] = None):
+        self.port = port or free_port()
         self.process = SpdkProcess([os.environ['SPDK_DM_TGT']], folder, 'drive', core_mask='0x1',
                                    memory_mb=256)
         self.process.wait_ready()

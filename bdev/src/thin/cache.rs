@@ -8,7 +8,8 @@
 
 use super::map::ThinDev;
 use crate::owner::Channels;
-use bytemuck::allocation::{try_zeroed_slice_box, zeroed_slice_box};
+use crate::runtime::Runtime;
+use bytemuck::allocation::try_zeroed_slice_box;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -160,6 +161,8 @@ impl Drop for FreeFrame<'_> {
 pub struct MappingCache {
     frames: Arc<Frames>,
     free: RefCell<Vec<u32>>,
+    /// Frames from this number on were never in use.
+    nr_touched: Cell<usize>,
     /// Published pages, in the order they were loaded.
     used: RefCell<VecDeque<(Weak<ThinDev>, u64)>>,
     nr_frames: usize,
@@ -169,20 +172,23 @@ pub struct MappingCache {
 
 impl MappingCache {
     /// A cache of at most `limit_bytes` (at least 64 frames of 4 KiB). Memory is touched as it is
-    /// used.
-    pub fn new(limit_bytes: u64) -> Self {
+    /// used. None where there is not the memory for it.
+    pub fn new(limit_bytes: u64, runtime: &dyn Runtime) -> Option<Self> {
         let nr_frames = usize::try_from(limit_bytes)
             .unwrap_or(usize::MAX)
             .div_euclid(FRAME_BYTES)
             .clamp(MIN_FRAMES, u32::MAX as usize - 1);
-        MappingCache {
-            frames: Arc::new(Frames(zeroed_slice_box(nr_frames * PAGE_BLOCKS))),
-            free: RefCell::new((0..nr_frames as u32).rev().collect()),
+        let frames: Box<[AtomicU64]> = try_zeroed_slice_box(nr_frames * PAGE_BLOCKS).ok()?;
+        runtime.prefer_large_pages(&frames);
+        Some(MappingCache {
+            frames: Arc::new(Frames(frames)),
+            free: RefCell::default(),
+            nr_touched: Cell::new(0),
             used: RefCell::new(VecDeque::new()),
             nr_frames,
             loads: Cell::new(0),
             evictions: Cell::new(0),
-        }
+        })
     }
 
     /// An empty page table for a device of `nr_blocks` data blocks. None where there is not the
@@ -197,7 +203,7 @@ impl MappingCache {
 
     /// Counters.
     pub fn stats(&self) -> MappingCacheStats {
-        let used = self.nr_frames - self.free.borrow().len();
+        let used = self.nr_touched.get() - self.free.borrow().len();
         MappingCacheStats {
             used_bytes: (used * FRAME_BYTES) as u64,
             limit_bytes: (self.nr_frames * FRAME_BYTES) as u64,
@@ -209,11 +215,23 @@ impl MappingCache {
     /// Takes a frame, dropping the oldest pages when there is none. None only while other tasks
     /// hold them all: then try again later.
     pub async fn take_frame(&self, channels: &Channels) -> Option<FreeFrame<'_>> {
-        if self.free.borrow().is_empty() {
-            self.evict(self.nr_frames / 16 + 1, channels).await;
+        if let Some(frame) = self.pop() {
+            return Some(FreeFrame { cache: self, frame });
         }
-        let frame = self.free.borrow_mut().pop()?;
-        Some(FreeFrame { cache: self, frame })
+        self.evict(self.nr_frames / 16 + 1, channels).await;
+        self.pop().map(|frame| FreeFrame { cache: self, frame })
+    }
+
+    /// A frame that is free, those that were in use before first.
+    fn pop(&self) -> Option<u32> {
+        let freed = self.free.borrow_mut().pop();
+        freed.or_else(|| {
+            let touched = self.nr_touched.get();
+            (touched < self.nr_frames).then(|| {
+                self.nr_touched.set(touched + 1);
+                touched as u32
+            })
+        })
     }
 
     async fn evict(&self, nr_pages: usize, channels: &Channels) {
@@ -281,13 +299,31 @@ fn unpublish(pages: &PageTable, page: u64) -> Option<u32> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use futures::future::LocalBoxFuture;
+    use std::time::Duration;
+
+    struct NoRuntime;
+
+    impl Runtime for NoRuntime {
+        fn spawn(&self, _: LocalBoxFuture<'static, ()>) {}
+
+        fn sleep(&self, _: Duration) -> LocalBoxFuture<'static, ()> {
+            Box::pin(std::future::ready(()))
+        }
+
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
 
     /// A size nobody has the memory for is refused; it comes from whoever activates a device.
     #[test]
     fn absurd_sizes_are_refused() {
-        let cache = MappingCache::new(0);
+        assert!(MappingCache::new(u64::MAX, &NoRuntime).is_none());
+        let cache = MappingCache::new(0, &NoRuntime).unwrap();
         assert!(cache.page_table(u64::MAX).is_none());
         assert!(cache.page_table(1000).is_some());
     }

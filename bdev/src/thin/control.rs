@@ -137,6 +137,12 @@ impl Pool {
         self.settle(&mut metadata, result).await
     }
 
+    /// Metadata block of the metadata snapshot, if there is one.
+    pub async fn metadata_snap(&self) -> Result<Option<u64>, PoolError> {
+        self.check_open()?;
+        Ok(self.metadata.lock().await.held_root())
+    }
+
     /// Keeps the metadata as it is now readable for the tools.
     pub async fn reserve_metadata_snap(&self) -> Result<(), PoolError> {
         self.check_open()?;

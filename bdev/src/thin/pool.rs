@@ -20,8 +20,9 @@ use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use futures::lock::Mutex;
 use persistent_data::device::BlockDevice;
+use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -192,7 +193,7 @@ pub struct Pool {
     /// External origins of active devices.
     pub(super) origins: RefCell<BTreeMap<u32, DataDeviceRef>>,
     /// I/O on a block for which a task is running; that task answers it.
-    pub(super) pending: RefCell<HashMap<DeviceBlock, Vec<Deferred<Thin>>>>,
+    pub(super) pending: RefCell<FxHashMap<DeviceBlock, Vec<Deferred<Thin>>>>,
     /// I/O waiting for data space.
     pub(super) no_space: RefCell<Vec<Deferred<Thin>>>,
     /// Which entry into out-of-data-space mode a timer belongs to.
@@ -210,7 +211,7 @@ pub struct Pool {
     pub(super) watcher: RefCell<Option<Watcher>>,
     pub(super) counters: Cell<PoolCounters>,
     /// Tasks working on I/O, per device.
-    pub(super) tasks: RefCell<HashMap<u32, u64>>,
+    pub(super) tasks: RefCell<FxHashMap<u32, u64>>,
     pub(super) idle: RefCell<Vec<oneshot::Sender<()>>>,
     pub(super) closed: Cell<bool>,
     timers: RefCell<Vec<futures::future::AbortHandle>>,
@@ -283,10 +284,16 @@ impl Pool {
         if config.read_only || needs_check {
             shared.set_mode(PoolMode::ReadOnly);
         }
+        let cache = MappingCache::new(config.mapping_cache_bytes, &*runtime).ok_or_else(|| {
+            invalid(format!(
+                "there is not the memory for a mapping cache of {} bytes",
+                config.mapping_cache_bytes
+            ))
+        })?;
         let (to_owner, requests) = mpsc::unbounded();
         let pool = Rc::new_cyclic(|me| Pool {
             me: me.clone(),
-            cache: MappingCache::new(config.mapping_cache_bytes),
+            cache,
             config,
             runtime: runtime.clone(),
             data,

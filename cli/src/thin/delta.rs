@@ -6,8 +6,10 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Progress;
 use bdev::thin::metadata::ThinError;
-use bdev::thin::metadata::delta::{DeltaError, Difference, Relation, delta};
-use bdev::thin::metadata::dump::DumpError;
+use bdev::thin::metadata::delta::{DeltaError, Difference, Joiner, delta};
+use bdev::thin::metadata::dump::{DumpError, pool_info};
+use bdev::thin::metadata::sink::PoolInfo;
+use bdev::thin::metadata::xml::DeltaXmlWriter;
 use clap::Args;
 use std::io::{self, Write};
 
@@ -41,106 +43,70 @@ struct Json {
     right_data_begin: Option<u64>,
 }
 
-fn tag(relation: Relation) -> &'static str {
-    match relation {
-        Relation::Same => "same",
-        Relation::Different => "different",
-        Relation::LeftOnly => "left_only",
-        Relation::RightOnly => "right_only",
-    }
-}
-
-/// Prints differences as they come.
-struct Printer<W> {
+/// Prints differences as they come, a JSON object per line.
+struct JsonPrinter<W> {
     out: W,
     verbose: bool,
-    json: bool,
-    /// Without data blocks: waits for what adjoins it.
-    waiting: Option<Difference>,
-    /// With data blocks: the tag that is open.
-    open: Option<Relation>,
+    /// Without data blocks.
+    joiner: Joiner,
 }
 
-impl<W: Write> Printer<W> {
-    fn print(&mut self, difference: &Difference) -> io::Result<()> {
-        if self.verbose {
-            return self.print_verbose(difference);
+impl<W: Write> JsonPrinter<W> {
+    fn difference(&mut self, difference: &Difference) -> io::Result<()> {
+        match self.verbose {
+            true => self.print(difference),
+            false => match self.joiner.push(difference) {
+                Some(done) => self.print(&done),
+                None => Ok(()),
+            },
         }
-        match &mut self.waiting {
-            Some(waiting) if waiting.adjoins(difference) => waiting.length += difference.length,
-            _ => {
-                let done = self.waiting.replace(*difference);
-                return self.print_short(done);
-            }
-        }
-        Ok(())
     }
 
-    fn print_short(&mut self, difference: Option<Difference>) -> io::Result<()> {
-        let Some(d) = difference else {
-            return Ok(());
-        };
-        if self.json {
-            return self.print_json(&d, None, None);
-        }
-        writeln!(
-            self.out,
-            "    <{} begin=\"{}\" length=\"{}\"/>",
-            tag(d.relation),
-            d.begin,
-            d.length
-        )
-    }
-
-    fn print_json(
-        &mut self,
-        d: &Difference,
-        left_data_begin: Option<u64>,
-        right_data_begin: Option<u64>,
-    ) -> io::Result<()> {
+    fn print(&mut self, d: &Difference) -> io::Result<()> {
         let json = Json {
-            relation: tag(d.relation),
+            relation: d.relation.name(),
             begin: d.begin,
             length: d.length,
-            left_data_begin,
-            right_data_begin,
+            left_data_begin: d.left_data.filter(|_| self.verbose),
+            right_data_begin: d.right_data.filter(|_| self.verbose),
         };
         serde_json::to_writer(&mut self.out, &json)?;
         writeln!(self.out)
     }
 
-    fn print_verbose(&mut self, d: &Difference) -> io::Result<()> {
-        if self.json {
-            return self.print_json(d, d.left_data, d.right_data);
+    fn end(&mut self) -> io::Result<()> {
+        if let Some(last) = self.joiner.finish() {
+            self.print(&last)?;
         }
-        if self.open != Some(d.relation) {
-            self.close()?;
-            writeln!(self.out, "    <{}>", tag(d.relation))?;
-            self.open = Some(d.relation);
-        }
-        write!(self.out, "      <range begin=\"{}\"", d.begin)?;
-        match (d.relation, d.left_data.or(d.right_data), d.right_data) {
-            (Relation::Different, Some(left), Some(right)) => write!(
-                self.out,
-                " left_data_begin=\"{left}\" right_data_begin=\"{right}\""
-            )?,
-            (_, Some(data), _) => write!(self.out, " data_begin=\"{data}\"")?,
-            _ => {}
-        }
-        writeln!(self.out, " length=\"{}\"/>", d.length)
+        self.out.flush()
     }
+}
 
-    fn close(&mut self) -> io::Result<()> {
-        match self.open.take() {
-            Some(open) => writeln!(self.out, "    </{}>", tag(open)),
-            None => Ok(()),
+enum Printer<W> {
+    Xml(DeltaXmlWriter<W>),
+    Json(JsonPrinter<W>),
+}
+
+impl<W: Write> Printer<W> {
+    fn begin(&mut self, pool: &PoolInfo, left: u32, right: u32) -> io::Result<()> {
+        match self {
+            Printer::Xml(xml) => xml.begin(pool, left, right),
+            Printer::Json(_) => Ok(()),
         }
     }
 
-    fn finish(&mut self) -> io::Result<()> {
-        let waiting = self.waiting.take();
-        self.print_short(waiting)?;
-        self.close()
+    fn difference(&mut self, difference: &Difference) -> io::Result<()> {
+        match self {
+            Printer::Xml(xml) => xml.difference(difference),
+            Printer::Json(json) => json.difference(difference),
+        }
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        match self {
+            Printer::Xml(xml) => xml.end(),
+            Printer::Json(json) => json.end(),
+        }
     }
 }
 
@@ -161,27 +127,17 @@ impl DeltaArgs {
         let (left, right) = (find(self.thin1)?, find(self.thin2)?);
         let mut output = Output::open(None)?;
         let sink = |error| CliError::io(&output.path)(error);
-        let mut printer = Printer {
-            out: &mut output.out,
-            verbose: self.verbose,
-            json: self.json,
-            waiting: None,
-            open: None,
+        let mut printer = match self.json {
+            true => Printer::Json(JsonPrinter {
+                out: &mut output.out,
+                verbose: self.verbose,
+                joiner: Joiner::default(),
+            }),
+            false => Printer::Xml(DeltaXmlWriter::new(&mut output.out, self.verbose)),
         };
-        if !self.json {
-            let header = format!(
-                "<superblock uuid=\"\" time=\"{}\" transaction=\"{}\" data_block_size=\"{}\" \
-                 nr_data_blocks=\"{}\">\n  <diff left=\"{}\" right=\"{}\">\n",
-                sb.time,
-                sb.transaction_id,
-                sb.data_block_size_sectors,
-                sb.data_map.nr_blocks,
-                self.thin1,
-                self.thin2
-            );
-            printer.out.write_all(header.as_bytes()).map_err(sink)?;
-        }
-        let result = delta(&image, [left.root, right.root], |d| printer.print(d)).await;
+        let begun = printer.begin(&pool_info(&sb), self.thin1, self.thin2);
+        begun.map_err(sink)?;
+        let result = delta(&image, [left.root, right.root], |d| printer.difference(d)).await;
         progress.finish();
         result.map_err(|error| match error {
             DeltaError::Damaged(side, lost) => damaged(DumpError::Damaged {
@@ -190,12 +146,7 @@ impl DeltaArgs {
             }),
             DeltaError::Sink(error) => sink(error),
         })?;
-        printer.finish().map_err(sink)?;
-        if !self.json {
-            let footer = b"  </diff>\n</superblock>\n";
-            printer.out.write_all(footer).map_err(sink)?;
-        }
-        printer.out.flush().map_err(sink)?;
+        printer.end().map_err(sink)?;
         Ok(true)
     }
 }

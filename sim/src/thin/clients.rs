@@ -141,7 +141,7 @@ impl Client {
     fn since(&self, began: Moment) -> Since {
         match self.pool.shared().mode() {
             // It has gone back to its last commit.
-            PoolMode::ReadOnly | PoolMode::Fail => Since::Crash,
+            PoolMode::ReadOnly | PoolMode::Fail => Since::CrashAfter(began),
             _ => Since::Read(began),
         }
     }

@@ -15,8 +15,9 @@ use std::path::Path;
 /// Sectors of a slot: two data blocks of 64 KiB.
 pub const SLOT_SECTORS: u64 = 256;
 
-/// Slots, operations issued, operations made durable.
-const HEADER_BYTES: u64 = 24;
+/// Slots, operations issued, operations made durable, and whether the stress is asked to stop.
+const HEADER_BYTES: u64 = 32;
+const STOP_AT: u64 = 24;
 
 /// A state file.
 pub struct Ledger {
@@ -104,6 +105,15 @@ impl Ledger {
             durable: next(),
             file,
         })
+    }
+
+    /// Whether somebody has asked the stress to finish, by writing to the header.
+    pub fn stop_asked(&self) -> Result<bool, String> {
+        let mut word = [0; 8];
+        self.file
+            .read_exact_at(&mut word, STOP_AT)
+            .map_err(|e| format!("state file: {e}"))?;
+        Ok(word != [0; 8])
     }
 
     /// Number of slots.

@@ -2,6 +2,7 @@
 //! (an NVMe-oF controller, say) and carries out one command on one of them.
 
 mod ledger;
+mod rate;
 mod stamp;
 mod stress;
 mod transfer;
@@ -69,10 +70,15 @@ enum Command {
     },
     /// Write, unmap and zero at random, flushing now and then, until done or an I/O fails.
     Stress(stress::Stress),
+    /// Measure how fast blocks are written to for the first time, or again.
+    Rate(rate::Rate),
     /// Check that each sector holds what the state of a stress allows.
     Verify {
         /// State file of the stress.
         state: PathBuf,
+        /// Not a sector need be known to be flushed.
+        #[arg(long)]
+        may_be_empty: bool,
     },
 }
 
@@ -113,6 +119,10 @@ async fn run(bdev: &str, command: Command) -> Result<(), String> {
             length,
         } => disk.clear(&how, offset, length).await,
         Command::Stress(stress) => stress.run(&disk).await,
-        Command::Verify { state } => stress::verify(&disk, &state).await,
+        Command::Rate(rate) => rate.run(&disk).await,
+        Command::Verify {
+            state,
+            may_be_empty,
+        } => stress::verify(&disk, &state, may_be_empty).await,
     }
 }

@@ -1,5 +1,6 @@
 //! A bdev with byte offsets, and files copied from and to it.
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use spdk::base::{BaseChannel, Descriptor, Info, IoKind};
 use spdk::dma::DmaBuf;
 use std::fs::File;
@@ -7,6 +8,9 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 const PIECE_BYTES: u64 = 256 << 10;
+
+/// Many at a time: the drive may share its core with us.
+const PIECES_AT_A_TIME: usize = 16;
 
 /// An open bdev.
 pub struct Disk {
@@ -64,6 +68,12 @@ impl Disk {
         Ok(())
     }
 
+    /// Writes a buffer at a byte offset, and gives it back.
+    pub async fn write_buf(&self, offset: u64, buf: DmaBuf) -> Result<DmaBuf, String> {
+        let at = self.blocks(offset)?;
+        self.channel.write(buf, at).await.map_err(fail("write"))
+    }
+
     /// Flushes all of it.
     pub async fn flush(&self) -> Result<(), String> {
         let all = self.info.nr_blocks;
@@ -93,33 +103,35 @@ impl Disk {
     /// Copies a file to the bdev, padded with zeroes to whole blocks, and flushes.
     pub async fn write_file(&self, path: &Path, offset: u64) -> Result<(), String> {
         let mut file = File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let mut at = offset;
+        let block = self.info.block_bytes as usize;
+        let mut pieces = Vec::new();
         loop {
             let mut piece = Vec::new();
             let read = Read::by_ref(&mut file)
                 .take(PIECE_BYTES)
                 .read_to_end(&mut piece);
             if read.map_err(|e| e.to_string())? == 0 {
-                return self.flush().await;
+                break;
             }
-            piece.resize(
-                piece.len().next_multiple_of(self.info.block_bytes as usize),
-                0,
-            );
-            self.write(at, &piece).await?;
-            at += piece.len() as u64;
+            piece.resize(piece.len().next_multiple_of(block), 0);
+            pieces.push(piece);
         }
+        let starts = (offset..).step_by(PIECE_BYTES as usize);
+        let writes = starts.zip(&pieces).map(|(at, piece)| self.write(at, piece));
+        let mut writes = stream::iter(writes).buffer_unordered(PIECES_AT_A_TIME);
+        while writes.try_next().await?.is_some() {}
+        self.flush().await
     }
 
     /// Copies from the bdev to a file.
     pub async fn read_file(&self, path: &Path, offset: u64, length: u64) -> Result<(), String> {
         let mut file = File::create(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let mut done = 0;
-        while done < length {
-            let piece = PIECE_BYTES.min(length - done);
-            let data = self.read(offset + done, piece).await?;
+        let pieces = (0..length)
+            .step_by(PIECE_BYTES as usize)
+            .map(|at| self.read(offset + at, PIECE_BYTES.min(length - at)));
+        let mut pieces = stream::iter(pieces).buffered(PIECES_AT_A_TIME);
+        while let Some(data) = pieces.try_next().await? {
             file.write_all(&data).map_err(|e| e.to_string())?;
-            done += piece;
         }
         Ok(())
     }

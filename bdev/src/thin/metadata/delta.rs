@@ -1,6 +1,6 @@
 //! The differences between two devices (thin.md 12): data blocks are compared, times are not.
 
-use super::image::{Image, Lost, Mapping};
+use super::image::{Image, Lost, Mapping, Mappings};
 
 /// How a block's mappings relate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +13,18 @@ pub enum Relation {
     LeftOnly,
     /// Only in the second device.
     RightOnly,
+}
+
+impl Relation {
+    /// What the tools call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Relation::Same => "same",
+            Relation::Different => "different",
+            Relation::LeftOnly => "left_only",
+            Relation::RightOnly => "right_only",
+        }
+    }
 }
 
 /// A run of virtual blocks whose mappings relate alike, and whose data blocks are consecutive.
@@ -69,44 +81,119 @@ pub enum DeltaError<E> {
     Sink(E),
 }
 
+/// The differences between two devices, in order.
+pub struct Differences<'a> {
+    mappings: [Mappings<'a>; 2],
+    next: [Option<Mapping>; 2],
+    current: Option<Difference>,
+    begun: bool,
+    max_length: u64,
+}
+
+impl<'a> Differences<'a> {
+    /// Compares devices by the roots of their mappings, from a virtual block on. What is longer than
+    /// `max_length` blocks comes in parts.
+    pub fn new(image: &'a Image, roots: [u64; 2], begin: u64, max_length: u64) -> Self {
+        Differences {
+            mappings: roots.map(|root| image.mappings_from(root, begin)),
+            next: [None, None],
+            current: None,
+            begun: false,
+            max_length,
+        }
+    }
+
+    async fn read(&mut self, side: usize) -> Result<(), (usize, Lost)> {
+        if let (Some(mappings), Some(next)) = (self.mappings.get_mut(side), self.next.get_mut(side))
+        {
+            *next = mappings
+                .next()
+                .await
+                .transpose()
+                .map_err(|lost| (side, lost))?;
+        }
+        Ok(())
+    }
+
+    /// One block's difference, the first that has not been looked at.
+    async fn step(&mut self) -> Result<Option<Difference>, (usize, Lost)> {
+        if !self.begun {
+            self.read(0).await?;
+            self.read(1).await?;
+            self.begun = true;
+        }
+        let begin = match self.next {
+            [None, None] => return Ok(None),
+            [Some(m), None] | [None, Some(m)] => m.virtual_block,
+            [Some(l), Some(r)] => l.virtual_block.min(r.virtual_block),
+        };
+        let [l, r] = self
+            .next
+            .map(|m| m.filter(|m| m.virtual_block == begin).map(|m| m.data_block));
+        if l.is_some() {
+            self.read(0).await?;
+        }
+        if r.is_some() {
+            self.read(1).await?;
+        }
+        Ok(Some(Difference::of(begin, l, r)))
+    }
+
+    /// The next one, or the side (0 or 1) and part of a device that cannot be read.
+    pub async fn next(&mut self) -> Result<Option<Difference>, (usize, Lost)> {
+        while let Some(difference) = self.step().await? {
+            match &mut self.current {
+                Some(current)
+                    if current.length < self.max_length && current.continues(&difference) =>
+                {
+                    current.length += 1;
+                }
+                _ => {
+                    if let Some(done) = self.current.replace(difference) {
+                        return Ok(Some(done));
+                    }
+                }
+            }
+        }
+        Ok(self.current.take())
+    }
+}
+
+/// Joins differences that adjoin, whatever their data blocks: what the tools print when they are not
+/// asked for more.
+#[derive(Debug, Default)]
+pub struct Joiner {
+    waiting: Option<Difference>,
+}
+
+impl Joiner {
+    /// Adds a difference; returns the one before, if this one does not adjoin it.
+    pub fn push(&mut self, difference: &Difference) -> Option<Difference> {
+        match &mut self.waiting {
+            Some(waiting) if waiting.adjoins(difference) => {
+                waiting.length += difference.length;
+                None
+            }
+            _ => self.waiting.replace(*difference),
+        }
+    }
+
+    /// The last one.
+    pub fn finish(&mut self) -> Option<Difference> {
+        self.waiting.take()
+    }
+}
+
 /// Compares two devices by the roots of their mappings. `sink` gets the differences in order.
 pub async fn delta<E>(
     image: &Image,
     roots: [u64; 2],
     mut sink: impl FnMut(&Difference) -> Result<(), E>,
 ) -> Result<(), DeltaError<E>> {
-    let [mut left, mut right] = roots.map(|root| image.mappings(root));
-    let read = |side, next: Option<Result<Mapping, Lost>>| {
-        next.transpose()
-            .map_err(|lost| DeltaError::Damaged(side, lost))
-    };
-    let mut next = [read(0, left.next().await)?, read(1, right.next().await)?];
-    let mut current: Option<Difference> = None;
-    loop {
-        let begin = match next {
-            [None, None] => break,
-            [Some(m), None] | [None, Some(m)] => m.virtual_block,
-            [Some(l), Some(r)] => l.virtual_block.min(r.virtual_block),
-        };
-        let [l, r] = next.map(|m| m.filter(|m| m.virtual_block == begin).map(|m| m.data_block));
-        if l.is_some() {
-            next[0] = read(0, left.next().await)?;
-        }
-        if r.is_some() {
-            next[1] = read(1, right.next().await)?;
-        }
-        let difference = Difference::of(begin, l, r);
-        match &mut current {
-            Some(current) if current.continues(&difference) => current.length += 1,
-            _ => {
-                if let Some(done) = current.replace(difference) {
-                    sink(&done).map_err(DeltaError::Sink)?;
-                }
-            }
-        }
+    let mut differences = Differences::new(image, roots, 0, u64::MAX);
+    let damaged = |(side, lost)| DeltaError::Damaged(side, lost);
+    while let Some(difference) = differences.next().await.map_err(damaged)? {
+        sink(&difference).map_err(DeltaError::Sink)?;
     }
-    match current {
-        Some(last) => sink(&last).map_err(DeltaError::Sink),
-        None => Ok(()),
-    }
+    Ok(())
 }

@@ -2,19 +2,85 @@
 
 use super::refs::{Details, MovedRoot, TIME_BITS, TreeRefs};
 use super::{Device, Removed, ThinError, ThinMetadata};
+use crate::errno::Errno;
 use persistent_data::btree;
 use std::cell::RefCell;
 
+/// A mapping as I/O needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedBlock {
+    /// Block of the data device.
+    pub data_block: u64,
+    /// Another device may map the same data block: it must not be written to. May be true when that is
+    /// over, never false while it lasts (thin.md 3).
+    pub shared: bool,
+}
+
+/// Mappings of consecutive blocks to consecutive data blocks, all shared or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedRange {
+    /// First block of the thin device.
+    pub virtual_begin: u64,
+    /// First block of the data device.
+    pub data_begin: u64,
+    /// Blocks; at least 1.
+    pub length: u64,
+    /// See [`MappedBlock::shared`].
+    pub shared: bool,
+}
+
+/// Why a mapping was not found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    /// There is none.
+    #[error("block {block} of thin device {id} is a hole")]
+    Hole {
+        /// The device.
+        id: u32,
+        /// Its block.
+        block: u64,
+    },
+    /// It could not be looked for.
+    #[error(transparent)]
+    Metadata(#[from] ThinError),
+}
+
+impl FindError {
+    /// ENODATA for a hole.
+    pub fn errno(&self) -> Errno {
+        match self {
+            FindError::Hole { .. } => Errno::ENODATA,
+            FindError::Metadata(error) => error.errno(),
+        }
+    }
+}
+
 const MAX_ID: u32 = (1 << 24) - 1;
 
+impl Device {
+    /// The transaction has been committed. Whether the device stays in core.
+    pub(super) fn transaction_ends(&mut self) -> bool {
+        self.changed = false;
+        self.path_shadowed = false;
+        std::mem::take(&mut self.used)
+    }
+}
+
 impl ThinMetadata {
+    /// Devices whose state is in core: those used in this transaction or the one before, however many the
+    /// pool has.
+    pub fn devices_in_core(&self) -> usize {
+        self.devices.len()
+    }
+
     async fn details_on_disk(&self, id: u32) -> Result<Option<Details>, ThinError> {
         Ok(btree::lookup(&self.tm, self.sb.details_root, u64::from(id)).await?)
     }
 
     /// The state of a device in core, read if need be.
     async fn device(&mut self, id: u32) -> Result<Device, ThinError> {
-        if let Some(dev) = self.devices.get(&id) {
+        if let Some(dev) = self.devices.get_mut(&id) {
+            dev.used = true;
             return Ok(*dev);
         }
         let details = self
@@ -28,6 +94,8 @@ impl ThinMetadata {
             root,
             details,
             details_changed: false,
+            changed: false,
+            used: true,
             path_shadowed: false,
         };
         self.devices.insert(id, dev);
@@ -77,6 +145,7 @@ impl ThinMetadata {
             // Also where the number is the same: as the kernel, so that a held metadata snapshot never
             // shares its details with changed mappings, which the tools take for damage.
             dev.details_changed = true;
+            dev.changed = true;
         }
         self.sb_changed = true;
         Ok(self.data.relieve(&self.tm).await?)
@@ -100,6 +169,8 @@ impl ThinMetadata {
                 root,
                 details,
                 details_changed: true,
+                changed: true,
+                used: true,
                 path_shadowed: true,
             },
         );
@@ -152,6 +223,7 @@ impl ThinMetadata {
         if let Some(dev) = self.devices.get_mut(&origin) {
             dev.details.snapshotted_time = time;
             dev.details_changed = true;
+            dev.changed = true;
         }
         self.usable = true;
         Ok(())
@@ -235,6 +307,69 @@ impl ThinMetadata {
             value >> TIME_BITS,
             (value & ((1 << TIME_BITS) - 1)) as u32,
         )))
+    }
+
+    /// What a block is mapped to, and whether that is shared. Errors: ENODATA for a hole, or without the
+    /// device; as [`ThinMetadata::lookup_range`].
+    pub async fn find_block(&mut self, id: u32, block: u64) -> Result<MappedBlock, FindError> {
+        let snapshotted_time = self.device(id).await?.details.snapshotted_time;
+        match self.lookup(id, block).await? {
+            Some((data_block, time)) => Ok(MappedBlock {
+                data_block,
+                shared: snapshotted_time > time,
+            }),
+            None => Err(FindError::Hole { id, block }),
+        }
+    }
+
+    /// The first run of mappings in `begin..end` (thin.md 3). Errors: ENODATA where all of it is a hole;
+    /// else as [`ThinMetadata::find_block`].
+    pub async fn find_mapped_range(
+        &mut self,
+        id: u32,
+        begin: u64,
+        end: u64,
+    ) -> Result<MappedRange, FindError> {
+        let first = self.next_mapped(id, begin).await?;
+        let Some(first) = first.filter(|first| *first < end) else {
+            return Err(FindError::Hole { id, block: begin });
+        };
+        let found = self.find_block(id, first).await?;
+        let mut range = MappedRange {
+            virtual_begin: first,
+            data_begin: found.data_block,
+            length: 1,
+            shared: found.shared,
+        };
+        while range.length < end - first {
+            let next = MappedBlock {
+                data_block: found.data_block + range.length,
+                ..found
+            };
+            match self.find_block(id, first + range.length).await {
+                Ok(mapped) if mapped == next => range.length += 1,
+                Ok(_) | Err(FindError::Hole { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(range)
+    }
+
+    /// Blocks that are mapped. Error: ENODATA.
+    pub async fn mapped_count(&mut self, id: u32) -> Result<u64, ThinError> {
+        Ok(self.details(id).await?.mapped_blocks)
+    }
+
+    /// Whether a device has been created, snapshotted, or had a mapping changed since the last commit, so
+    /// that a FLUSH of it needs one (thin.md 7.3).
+    pub fn changed_this_transaction(&self, id: u32) -> bool {
+        self.devices.get(&id).is_some_and(|dev| dev.changed)
+    }
+
+    /// Whether an abort has taken changes of a device back since the metadata was opened: acknowledged
+    /// writes may be lost, which its flushes have to report (thin.md 9).
+    pub fn aborted_with_changes(&self, id: u32) -> bool {
+        self.aborted.contains(&id)
     }
 
     fn check_mapping(&self, value: u64) -> Result<(), ThinError> {

@@ -116,7 +116,7 @@ impl Image {
 
     /// The leaves of a tree whose values have this size.
     pub(super) fn leaves<V: Value>(&self, root: u64) -> Leaves<'_> {
-        Leaves::new(self, root, V::SIZE)
+        Leaves::new(self, root, V::SIZE, 0)
     }
 
     /// A leaf of mappings that a walk has come across.
@@ -161,10 +161,43 @@ impl Image {
             .collect())
     }
 
+    /// The first entry of a tree at or after a key.
+    async fn entry_from<V: Value>(&self, root: u64, key: u64) -> Result<Option<(u64, V)>, Error> {
+        let mut leaves = Leaves::new(self, root, V::SIZE, key);
+        while let Some(leaf) = leaves.next().await {
+            let leaf = leaf.map_err(|lost| lost.error)?;
+            if let Some(found) = leaf.entries::<V>().find(|entry| entry.0 >= key) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first device of a state with this id or a higher one. Error: as of [`Image::devices`].
+    pub async fn device_from(&self, sb: &Superblock, id: u64) -> Result<Option<Device>, Error> {
+        let details = self.entry_from::<Details>(sb.details_root, id).await?;
+        let root = self.entry_from::<u64>(sb.mapping_root, id).await?;
+        match (details, root) {
+            (None, None) => Ok(None),
+            (Some((id, details)), Some((same, root))) if id == same => {
+                Ok(Some(Device { id, details, root }))
+            }
+            _ => Err(Error::Corrupt {
+                block: sb.details_root,
+                what: "details and mappings are of different devices",
+            }),
+        }
+    }
+
     /// A device's mappings, one by one.
     pub fn mappings(&self, root: u64) -> Mappings<'_> {
+        self.mappings_from(root, 0)
+    }
+
+    /// A device's mappings from a virtual block on, one by one.
+    pub fn mappings_from(&self, root: u64, begin: u64) -> Mappings<'_> {
         Mappings {
-            leaves: self.leaves::<u64>(root),
+            leaves: Leaves::new(self, root, u64::SIZE, begin),
             leaf: None,
             next: 0,
         }
@@ -269,10 +302,12 @@ pub(super) struct Leaves<'a> {
     root: Option<Child>,
     stack: Vec<Frame>,
     leaf_depth: Option<usize>,
+    /// Leaves whose keys are all below this are left out.
+    begin: u64,
 }
 
 impl<'a> Leaves<'a> {
-    fn new(image: &'a Image, root: u64, value_size: usize) -> Self {
+    fn new(image: &'a Image, root: u64, value_size: usize, begin: u64) -> Self {
         Leaves {
             image,
             value_size,
@@ -283,6 +318,7 @@ impl<'a> Leaves<'a> {
             }),
             stack: Vec::new(),
             leaf_depth: None,
+            begin,
         }
     }
 
@@ -303,6 +339,9 @@ impl<'a> Leaves<'a> {
                 true => Some(node::key(&frame.bytes, i + 1)),
                 false => frame.high,
             };
+            if high.is_some_and(|high| high <= self.begin) {
+                continue;
+            }
             return Some(Child {
                 block: node::child(&frame.bytes, i),
                 low: Some(node::key(&frame.bytes, i)),
@@ -375,6 +414,9 @@ impl Mappings<'_> {
             if let Some(leaf) = self.leaf.as_ref().filter(|leaf| self.next < leaf.len()) {
                 let (virtual_block, value) = leaf.entry::<u64>(self.next);
                 self.next += 1;
+                if virtual_block < self.leaves.begin {
+                    continue;
+                }
                 return Some(Ok(unpack(virtual_block, value)));
             }
             self.next = 0;

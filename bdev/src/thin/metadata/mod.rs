@@ -27,6 +27,7 @@ mod tally;
 pub mod usage;
 pub mod xml;
 
+pub use devices::{FindError, MappedBlock, MappedRange};
 pub use error::ThinError;
 pub use refs::Details;
 pub use superblock::Superblock;
@@ -37,13 +38,32 @@ use persistent_data::space_map::MAX_METADATA_BLOCKS;
 use persistent_data::tm::{DiskSpaceMap, TransactionManager, write_superblock};
 use refs::{DataRefs, TIME_BITS};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use superblock::{SUPERBLOCK, VERSION};
 
 /// Metadata blocks that one operation and a commit may take: paths through both levels of mappings and
 /// the details with splits, a few bitmaps and the paths to them.
 const OPERATION_BLOCKS: u64 = 24;
+
+/// Sectors per metadata block, fixed by the format (thin.md 1).
+pub const METADATA_BLOCK_SIZE_SECTORS: u32 = (BLOCK_BYTES / 512) as u32;
+
+/// Sectors of a metadata device that the format can use: an index of 255 bitmaps (thin.md 11.7).
+pub const MAX_METADATA_SECTORS: u64 = MAX_METADATA_BLOCKS * METADATA_BLOCK_SIZE_SECTORS as u64;
+
+/// A metadata device of more sectors than this (16 GiB) gets a warning that the rest is not used. It is
+/// more than [`MAX_METADATA_SECTORS`], so that a device of a round size gets none.
+pub const MAX_METADATA_SECTORS_WARNING: u64 = 16 << 21;
+
+/// Bits of the superblock's compat_flags that are known here.
+pub const FEATURE_COMPAT_SUPPORTED: u32 = 0;
+
+/// Bits of compat_ro_flags that are known here; others allow reading only.
+pub const FEATURE_COMPAT_RO_SUPPORTED: u32 = 0;
+
+/// Bits of incompat_flags that are known here; others are refused.
+pub const FEATURE_INCOMPAT_SUPPORTED: u32 = 0;
 
 /// How to open a pool's metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,12 +78,16 @@ pub struct OpenOptions {
     pub read_only: bool,
 }
 
-/// A device's state in core, kept from first use to the end of the transaction or longer.
+/// A device's state in core, kept until a transaction goes by without use of it.
 #[derive(Debug, Clone, Copy)]
 struct Device {
     root: u64,
     details: Details,
     details_changed: bool,
+    /// It has changes that are not committed, or not yet surely.
+    changed: bool,
+    /// It was looked at since the last commit; else it is forgotten at the next.
+    used: bool,
     /// The path to its root has been shadowed in this transaction, so that references below are
     /// counted right (the path goes first: persistent-data.md 2.3, 2.7).
     path_shadowed: bool,
@@ -93,6 +117,8 @@ pub struct ThinMetadata {
     /// False while something is being changed, and so after a change that failed or was dropped
     /// halfway: such a transaction is never committed.
     usable: bool,
+    /// Devices whose changes an abort has taken back, since the metadata was opened.
+    aborted: BTreeSet<u32>,
 }
 
 impl ThinMetadata {
@@ -104,6 +130,9 @@ impl ThinMetadata {
         device: Rc<dyn BlockDevice>,
         options: OpenOptions,
     ) -> Result<Self, ThinError> {
+        if let Some(warning) = excess_warning(device.nr_blocks()) {
+            log::warn!("{warning}");
+        }
         match read_superblock(device.as_ref()).await? {
             Some(sb) => Self::load(device, options, sb).await,
             None if options.may_format && !options.read_only => Self::format(device, options).await,
@@ -126,17 +155,14 @@ impl ThinMetadata {
         if sb.time >> TIME_BITS != 0 {
             return Err(ThinError::BadSuperblock("its time has more than 24 bits"));
         }
-        if sb.incompat_flags != 0 {
+        if sb.incompat_flags & !FEATURE_INCOMPAT_SUPPORTED != 0 {
             return Err(ThinError::Features {
                 flags: sb.incompat_flags,
                 what: "incompatible",
             });
         }
-        if sb.compat_ro_flags != 0 && !options.read_only {
-            return Err(ThinError::Features {
-                flags: sb.compat_ro_flags,
-                what: "read-only compatible",
-            });
+        if !options.read_only {
+            check_writable(&sb)?;
         }
         let tm =
             TransactionManager::open(device.clone(), options.cache_bytes, &sb.metadata_map).await?;
@@ -151,6 +177,7 @@ impl ThinMetadata {
             devices: BTreeMap::new(),
             sb_changed: false,
             usable: true,
+            aborted: BTreeSet::new(),
         })
     }
 
@@ -176,6 +203,7 @@ impl ThinMetadata {
             devices: BTreeMap::new(),
             sb_changed: true,
             usable: true,
+            aborted: BTreeSet::new(),
         };
         metadata.commit().await?;
         Ok(metadata)
@@ -228,9 +256,7 @@ impl ThinMetadata {
         let mut bytes = self.sb.to_bytes();
         self.tm.commit(&SUPERBLOCK, &mut bytes).await?;
         self.data.committed();
-        for dev in self.devices.values_mut() {
-            dev.path_shadowed = false;
-        }
+        self.devices.retain(|_, dev| dev.transaction_ends());
         self.committed = self.sb;
         self.sb_changed = false;
         self.usable = true;
@@ -248,11 +274,34 @@ impl ThinMetadata {
     /// Gives the transaction up: everything is as of the last commit (thin.md 9).
     pub async fn abort(&mut self) -> Result<(), ThinError> {
         self.usable = false;
+        let changed = self.devices.iter().filter(|(_, dev)| dev.changed);
+        self.aborted.extend(changed.map(|(id, _)| *id));
         let sb = read_superblock(self.device.as_ref())
             .await?
             .ok_or(ThinError::NotAPool)?;
+        let aborted = self.aborted.clone();
         *self = Self::load(self.device.clone(), self.options, sb).await?;
+        self.aborted = aborted;
         Ok(())
+    }
+
+    /// From here on nothing is written: every change, [`ThinMetadata::commit`] of earlier ones, and
+    /// [`ThinMetadata::set_needs_check`] fail with EPERM. Reading goes on.
+    pub fn set_read_only(&mut self) {
+        self.options.read_only = true;
+    }
+
+    /// The opposite of [`ThinMetadata::set_read_only`]. Error: EINVAL where features of the pool that are
+    /// not known here allow reading only.
+    pub fn set_read_write(&mut self) -> Result<(), ThinError> {
+        check_writable(&self.sb)?;
+        self.options.read_only = false;
+        Ok(())
+    }
+
+    /// Whether nothing may be written.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only
     }
 
     /// Records that a check is needed, durably, beside the state of the last commit: nothing
@@ -295,6 +344,11 @@ impl ThinMetadata {
         self.sb_changed = true;
         self.usable = true;
         Ok(())
+    }
+
+    /// Sectors per data block.
+    pub fn data_block_size_sectors(&self) -> u32 {
+        self.sb.data_block_size_sectors
     }
 
     /// Blocks of the data device as recorded.
@@ -344,10 +398,19 @@ impl ThinMetadata {
         self.tm.cache_stats().used_bytes
     }
 
-    /// Enlarges the data device's map.
+    /// Enlarges the data device's map. A map never shrinks: ENOSPC where blocks in use would be lost,
+    /// EINVAL where all of them would still be there; nothing changes then.
     pub async fn resize_data(&mut self, nr_blocks: u64) -> Result<(), ThinError> {
         let found = self.nr_data_blocks();
         if nr_blocks < found {
+            let used = found.saturating_sub(self.data.map().nr_free());
+            let mut lost = used > nr_blocks;
+            for block in nr_blocks..found {
+                lost = lost || self.data_count(block).await? > 0;
+                if lost {
+                    return Err(ThinError::NoDataSpace);
+                }
+            }
             return Err(ThinError::Shrunk {
                 found,
                 wanted: nr_blocks,
@@ -365,6 +428,9 @@ impl ThinMetadata {
     /// Enlarges the metadata device's map to the device, if that has grown.
     pub async fn resize_metadata(&mut self) -> Result<(), ThinError> {
         let before = self.nr_metadata_blocks();
+        if let Some(warning) = excess_warning(self.device.nr_blocks()) {
+            log::warn!("{warning}");
+        }
         self.enter()?;
         self.tm.extend().await?;
         self.sb_changed |= self.nr_metadata_blocks() != before;
@@ -399,6 +465,26 @@ impl ThinMetadata {
     /// The opposite of [`ThinMetadata::hold_data_block`].
     pub fn unhold_data_block(&mut self, block: u64) {
         self.data.map().unhold(block);
+    }
+}
+
+/// What to tell the user of a metadata device of this size, of which the format cannot use all.
+fn excess_warning(nr_blocks: u64) -> Option<String> {
+    let sectors = nr_blocks.saturating_mul(METADATA_BLOCK_SIZE_SECTORS.into());
+    (sectors > MAX_METADATA_SECTORS_WARNING).then(|| {
+        format!(
+            "the metadata device is larger than {MAX_METADATA_SECTORS_WARNING} sectors: what is beyond sector {MAX_METADATA_SECTORS} will not be used"
+        )
+    })
+}
+
+fn check_writable(sb: &Superblock) -> Result<(), ThinError> {
+    match sb.compat_ro_flags & !FEATURE_COMPAT_RO_SUPPORTED {
+        0 => Ok(()),
+        _ => Err(ThinError::Features {
+            flags: sb.compat_ro_flags,
+            what: "read-only compatible",
+        }),
     }
 }
 

@@ -1,5 +1,7 @@
-//! The XML of `thin_dump` (thin.md 12), byte for byte as the two generations of the tool write it.
+//! The XML of `thin_dump` and `thin_delta` (thin.md 12), byte for byte as the two generations of the
+//! tools write it.
 
+use super::delta::{Difference, Joiner, Relation};
 use super::refs::Details;
 use super::runs::Run;
 use super::sink::{PoolInfo, Sink};
@@ -25,6 +27,11 @@ impl<W: Write> XmlWriter<W> {
     /// Writes to `out`, which should be buffered.
     pub fn new(out: W, layout: Layout) -> Self {
         XmlWriter { out, layout }
+    }
+
+    /// What it writes to.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
     }
 
     /// Gives back what was written to.
@@ -126,6 +133,101 @@ impl<W: Write> Sink for XmlWriter<W> {
             Layout::V0 => b"</superblock>\n",
             Layout::V1 => b"</superblock>",
         })?;
+        self.out.flush()
+    }
+}
+
+/// Writes differences as `thin_delta` does.
+pub struct DeltaXmlWriter<W> {
+    out: W,
+    verbose: bool,
+    /// Without data blocks: waits for what adjoins it.
+    joiner: Joiner,
+    /// With data blocks: the tag that is open.
+    open: Option<Relation>,
+}
+
+impl<W: Write> DeltaXmlWriter<W> {
+    /// Writes to `out`, which should be buffered; `verbose`: with data blocks.
+    pub fn new(out: W, verbose: bool) -> Self {
+        DeltaXmlWriter {
+            out,
+            verbose,
+            joiner: Joiner::default(),
+            open: None,
+        }
+    }
+
+    /// What it writes to.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// The pool, and which devices are compared.
+    pub fn begin(&mut self, pool: &PoolInfo, left: u32, right: u32) -> io::Result<()> {
+        write!(
+            self.out,
+            "<superblock uuid=\"\" time=\"{}\" transaction=\"{}\" data_block_size=\"{}\" \
+             nr_data_blocks=\"{}\">\n  <diff left=\"{left}\" right=\"{right}\">\n",
+            pool.time, pool.transaction_id, pool.data_block_size_sectors, pool.nr_data_blocks,
+        )
+    }
+
+    /// The next difference.
+    pub fn difference(&mut self, difference: &Difference) -> io::Result<()> {
+        match self.verbose {
+            true => self.ranged(difference),
+            false => {
+                let done = self.joiner.push(difference);
+                self.joined(done)
+            }
+        }
+    }
+
+    fn joined(&mut self, difference: Option<Difference>) -> io::Result<()> {
+        let Some(d) = difference else {
+            return Ok(());
+        };
+        writeln!(
+            self.out,
+            "    <{} begin=\"{}\" length=\"{}\"/>",
+            d.relation.name(),
+            d.begin,
+            d.length
+        )
+    }
+
+    fn ranged(&mut self, d: &Difference) -> io::Result<()> {
+        if self.open != Some(d.relation) {
+            self.close()?;
+            writeln!(self.out, "    <{}>", d.relation.name())?;
+            self.open = Some(d.relation);
+        }
+        write!(self.out, "      <range begin=\"{}\"", d.begin)?;
+        match (d.relation, d.left_data.or(d.right_data), d.right_data) {
+            (Relation::Different, Some(left), Some(right)) => write!(
+                self.out,
+                " left_data_begin=\"{left}\" right_data_begin=\"{right}\""
+            )?,
+            (_, Some(data), _) => write!(self.out, " data_begin=\"{data}\"")?,
+            _ => {}
+        }
+        writeln!(self.out, " length=\"{}\"/>", d.length)
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        match self.open.take() {
+            Some(open) => writeln!(self.out, "    </{}>", open.name()),
+            None => Ok(()),
+        }
+    }
+
+    /// The differences are through.
+    pub fn end(&mut self) -> io::Result<()> {
+        let last = self.joiner.finish();
+        self.joined(last)?;
+        self.close()?;
+        self.out.write_all(b"  </diff>\n</superblock>\n")?;
         self.out.flush()
     }
 }

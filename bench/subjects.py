@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is measured: bdevs and how they come about, as JSON configurations."""
+
+import subprocess
+from pathlib import Path
+
+from harness import program
+
+# 1,048,576 mappings of 64 KiB.
+LARGE_MIB = 65536
+# Of memory, so no larger than hugepages allow.
+MEMORY_MIB = 2048
+CLUSTER_BYTES = 65536
+
+
+def method(rpc, **params):
+    return {'method': rpc, 'params': params}
+
+
+def null(mib=2 * LARGE_MIB):
+    return method('bdev_null_create', name='data', num_blocks=mib * 2048, block_size=512)
+
+
+def malloc(name='data', mib=MEMORY_MIB):
+    return method('bdev_malloc_create', name=name, num_blocks=mib * 2048, block_size=512)
+
+
+def mapped_metadata(folder: Path, mib: int) -> Path:
+    """Metadata of a pool whose device 1 has `mib` MiB mapped, scattered over the data device."""
+    path = folder / f'mapped-{mib}.img'
+    if path.exists():
+        return path
+    blocks = mib * 16
+    xml = folder / 'mapped.xml'
+    # Neighbours are far apart, as in a pool that has been in use; an odd factor visits each block once.
+    with open(xml, 'w', encoding='ascii') as out:
+        out.write(f'<superblock uuid="" time="0" transaction="0" flags="0" version="2" '
+                  f'data_block_size="128" nr_data_blocks="{blocks}">\n'
+                  f'<device dev_id="1" mapped_blocks="{blocks}" transaction="0" creation_time="0" '
+                  f'snap_time="0">\n')
+        for block in range(blocks):
+            out.write(f'<single_mapping origin_block="{block}" '
+                      f'data_block="{block * 40503 % blocks}" time="0"/>\n')
+        out.write('</device>\n</superblock>\n')
+    subprocess.run([program('spdk-dm'), 'restore', '-q', '-i', str(xml), '-o', str(path),
+                    '--size-mib', str(max(16, mib // 500))], check=True)
+    xml.unlink()
+    return path
+
+
+def thin_mapped(folder: Path, base: dict, mib: int):
+    """(configuration, bdev): a thin bdev with everything mapped."""
+    path = mapped_metadata(folder, mib)
+    return [base, method('bdev_aio_create', name='meta', filename=str(path), block_size=512),
+            method('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data'),
+            method('thin_activate', pool='pool', id=1, bdev_name='x', size_mib=mib)], 'x'
+
+
+def thin_empty(zeroing: bool):
+    features = [] if zeroing else ['skip_block_zeroing']
+    return [malloc(), malloc('meta', 64),
+            method('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data',
+                   features=features),
+            method('thin_create', pool='pool', id=1, bdev_name='x', size_mib=MEMORY_MIB)], 'x'
+
+
+def lvol(thin: bool, mib=MEMORY_MIB * 7 // 8):
+    return [malloc(), method('bdev_lvol_create_lvstore', bdev_name='data', lvs_name='lvs',
+                             cluster_sz=CLUSTER_BYTES),
+            method('bdev_lvol_create', lvol_name='x', size=mib << 20, lvs_name='lvs',
+                   thin_provision=thin)], 'lvs/x'
+
+
+def passthru(base: dict):
+    return [base, method('bdev_passthru_create', base_bdev_name='data', name='x')], 'x'
+
+
+# Name: folder -> (configuration, bdev). For bdevperf, everything mapped.
+MAPPED = {
+    'null': lambda folder: ([null()], 'data'),
+    'passthru on null': lambda folder: passthru(null()),
+    'thin on null, 1M mappings': lambda folder: thin_mapped(folder, null(), LARGE_MIB),
+    'malloc': lambda folder: ([malloc()], 'data'),
+    'passthru on malloc': lambda folder: passthru(malloc()),
+    'lvol on malloc': lambda folder: lvol(thin=False),
+    'thin on malloc': lambda folder: thin_mapped(folder, malloc(), MEMORY_MIB),
+}
+
+# Name: () -> (configuration, bdev). Each block written to for the first time.
+EMPTY = {
+    'malloc': lambda: ([malloc()], 'data'),
+    'thin lvol': lambda: lvol(thin=True),
+    'thin, skip_block_zeroing': lambda: thin_empty(zeroing=False),
+    'thin, zeroing': lambda: thin_empty(zeroing=True),
+}

@@ -1,0 +1,94 @@
+//! How fast a bdev takes a given number of I/Os, for benchmarks of what happens once per block: bdevperf
+//! runs for a time, and a bdev of memory is full before that is over.
+
+use crate::transfer::Disk;
+use clap::Args;
+use futures::future::join_all;
+use spdk::dma::DmaBuf;
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What to measure.
+#[derive(Args, Clone)]
+pub struct Rate {
+    /// Blocks of this size are visited once each.
+    #[arg(long, default_value_t = 65536)]
+    visit: u64,
+    /// Bytes written at each visit, at its beginning.
+    #[arg(long, default_value_t = 4096)]
+    size: u64,
+    /// Blocks to visit; all of the bdev without it.
+    #[arg(long)]
+    count: Option<u64>,
+    /// I/Os under way.
+    #[arg(long, default_value_t = 32)]
+    depth: u64,
+    /// Visit blocks in order instead of scattered.
+    #[arg(long)]
+    sequential: bool,
+    /// Visit all once, print "ready", and measure when this file is there.
+    #[arg(long)]
+    again_after: Option<PathBuf>,
+}
+
+impl Rate {
+    /// Measures, and prints writes per second.
+    pub async fn run(&self, disk: &Disk) -> Result<(), String> {
+        if let Some(signal) = &self.again_after {
+            self.pass(disk).await?;
+            // Logical volumes of SPDK know no flush.
+            let _ = disk.flush().await;
+            println!("ready");
+            while !signal.exists() {
+                spdk::executor::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let (count, seconds) = self.pass(disk).await?;
+        println!("rate {:.0}", count as f64 / seconds);
+        Ok(())
+    }
+
+    async fn pass(&self, disk: &Disk) -> Result<(u64, f64), String> {
+        let blocks = disk.bytes() / self.visit;
+        let count = self.count.unwrap_or(blocks).min(blocks);
+        if count == 0 || self.size > self.visit {
+            return Err("nothing to visit".to_owned());
+        }
+        // Odd and far from a power of two's multiples: visits each block of a power of two once; of any
+        // other number, blocks that come out beyond the end are skipped.
+        let span = blocks.next_power_of_two();
+        let next = Cell::new(0u64);
+        let place = || {
+            loop {
+                let at = next.get();
+                if at >= span {
+                    return None;
+                }
+                next.set(at + 1);
+                let block = match self.sequential {
+                    true => at,
+                    false => at.wrapping_mul(0x9E37_79B9_7F4A_7C15) & (span - 1),
+                };
+                if block < blocks {
+                    return Some(block);
+                }
+            }
+        };
+        let done = Cell::new(0u64);
+        let begin = Instant::now();
+        let worker = || async {
+            let mut buf = DmaBuf::new(self.size as usize).ok_or("out of memory")?;
+            while done.get() < count {
+                let Some(block) = place() else { break };
+                done.set(done.get() + 1);
+                buf = disk.write_buf(block * self.visit, buf).await?;
+            }
+            Ok::<(), String>(())
+        };
+        for ended in join_all((0..self.depth).map(|_| worker())).await {
+            ended?;
+        }
+        Ok((done.get(), begin.elapsed().as_secs_f64()))
+    }
+}
