@@ -1,7 +1,7 @@
 //! The published bitmap: which blocks are known, durably, to be written in the current era.
 //!
 //! The owner writes, every core reads. A set bit stands for a committed one, so a stale 0 costs a
-//! detour and a stale 1 is what the owner's barrier rules out (see [`super::messages`]).
+//! detour and a stale 1 is what the owner's barrier rules out (see `messages`).
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ const SEGMENT_WORDS: usize = (SEGMENT_BITS / WORD_BITS) as usize;
 
 type Segment = Box<[AtomicU64]>;
 
-/// A bit per block: `nr_blocks / 8` bytes, and an eighth of a mebibyte for the table.
+/// A bit per block: `nr_blocks / 8` bytes in portions of 32 KiB, and 192 KiB for the table of them.
 pub struct Marks {
     /// As many as the format has blocks for.
     segments: Box<[OnceLock<Segment>]>,
