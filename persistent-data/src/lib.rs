@@ -5,7 +5,7 @@
 //!
 //! From the bottom up: [`block`] (types and checksums), [`cache`], [`tm`] (copy-on-write, commits,
 //! the data device's space map), [`space_map`] (reference counts), [`node`] and [`btree`],
-//! [`array`] and [`bitset`] on top of it, and [`check`], which counts what trees refer to.
+//! [`mod@array`] and [`bitset`] on top of it, and [`check`], which counts what trees refer to.
 #![forbid(unsafe_code)]
 
 pub mod array;

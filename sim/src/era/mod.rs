@@ -3,7 +3,7 @@
 //!
 //! A run is a series of lives of one target. Each begins with opening it and comparing everything with
 //! the model, and ends with a power cut, or with a clean shutdown and then a power cut; then the metadata
-//! is checked as strictly as we can. What is promised of eras is in [`ledger`].
+//! is checked as strictly as we can. What is promised of eras is in `ledger`.
 
 mod clients;
 mod ledger;
