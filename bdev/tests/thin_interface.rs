@@ -45,7 +45,6 @@ fn find_block() {
         assert_eq!(metadata.data_count(100).await.unwrap(), 1);
         assert_eq!(metadata.data_count(101).await.unwrap(), 0);
         let hole = metadata.find_block(1, 100).await.unwrap_err();
-        assert_eq!(hole, FindError::Hole { id: 1, block: 100 });
         assert_eq!(hole.errno(), Errno::ENODATA);
         let unknown = metadata.find_block(3, 0).await.unwrap_err();
         assert_eq!(unknown, FindError::Metadata(ThinError::NoDevice(3)));
@@ -383,8 +382,8 @@ fn delete_while_in_use() {
         assert!(!metadata.changed_this_transaction(1));
         metadata.free_data_block(block);
         metadata.commit().await.unwrap();
-        assert_eq!(metadata.check().await.unwrap(), []);
         metadata.create_thin(1).await.unwrap();
+        assert_eq!(metadata.check().await.unwrap(), []);
     });
 }
 

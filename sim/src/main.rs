@@ -61,6 +61,9 @@ fn run(target: Target, seed: u64, trace: bool) -> Result<Coverage, String> {
     Ok(coverage)
 }
 
+/// Passed seeds between two signs of life.
+const PROGRESS: u64 = 5000;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.trace {
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
     let coverage = Mutex::new(Coverage::new());
     // The first seed that failed, so that the answer does not depend on who was faster.
     let failed: Mutex<Option<(u64, String)>> = Mutex::new(None);
+    let finished = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
@@ -89,6 +93,14 @@ fn main() -> ExitCode {
                     }
                     match run(args.target, seed, args.trace) {
                         Ok(counts) => {
+                            let done = finished.fetch_add(1, Ordering::Relaxed) + 1;
+                            if done.is_multiple_of(PROGRESS) {
+                                let rate = done as f64 / begin.elapsed().as_secs_f64();
+                                eprintln!(
+                                    "{done} of {} seeds passed, {rate:.0} seeds/s",
+                                    args.seeds
+                                );
+                            }
                             if let Ok(mut coverage) = coverage.lock() {
                                 for (what, count) in counts {
                                     *coverage.entry(what).or_default() += count;

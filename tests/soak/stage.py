@@ -45,9 +45,10 @@ def quiet_port() -> int:
 
 
 class Stuck(Exception):
-    """A part of SPDK v20.07 that hangs by itself. Mostly a subsystem that will not change any more, although all I/O of its hosts is over: an
-    Asynchronous Event Request on a connection that is ending is counted and never uncounted
-    (spdk_nvmf_request_exec), and pausing waits for it for ever. Only a new target helps."""
+    """A part of SPDK v20.07 that hangs by itself. Mostly a subsystem that will not change any more,
+    although all I/O of its hosts is over: an Asynchronous Event Request on a connection that is
+    ending is counted and never uncounted (spdk_nvmf_request_exec), and pausing waits for it for ever.
+    Also, a subsystem whose hosts' writes waited for space. Only a new target helps in the first case."""
 
 
 class Place:

@@ -67,7 +67,8 @@ impl Pool {
                     .map_err(|errno| self.data_error(errno))?;
                 Ok(value)
             }
-            Err(error) if error.is_refusal() => Err(error.into()),
+            // Nothing has been changed: what others did in this transaction must not go with it.
+            Err(error) if error.is_refusal() || metadata.is_usable() => Err(error.into()),
             Err(error) => {
                 self.metadata_failed(metadata, &error).await;
                 Err(error.into())

@@ -263,6 +263,11 @@ impl ThinMetadata {
         Ok(())
     }
 
+    /// Whether the transaction can go on: false after a change that failed halfway.
+    pub fn is_usable(&self) -> bool {
+        self.usable
+    }
+
     /// Whether there is anything to commit.
     pub fn changed(&self) -> bool {
         self.sb_changed
