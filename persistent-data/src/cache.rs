@@ -211,10 +211,13 @@ impl BlockCache {
         let mut writes = futures::stream::iter(dirty)
             .map(|block| async move { self.write(&block).await })
             .buffer_unordered(WRITE_DEPTH);
+        // Also after an error all are waited for: a write that landed later could overwrite a block that
+        // the next transaction has put to other use.
+        let mut result = Ok(());
         while let Some(written) = writes.next().await {
-            written?;
+            result = result.and(written);
         }
-        Ok(())
+        result
     }
 
     /// Makes what was written durable.

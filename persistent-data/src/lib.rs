@@ -4,10 +4,12 @@
 //! knows no target, no SPDK and no threads. Formats and rules follow `spec/persistent-data.md`.
 //!
 //! From the bottom up: [`block`] (types and checksums), [`cache`], [`tm`] (copy-on-write, commits,
-//! the data device's space map), [`space_map`] (reference counts), [`node`] and [`btree`], and
-//! [`check`], which counts what trees refer to.
+//! the data device's space map), [`space_map`] (reference counts), [`node`] and [`btree`],
+//! [`mod@array`] and [`bitset`] on top of it, and [`check`], which counts what trees refer to.
 #![forbid(unsafe_code)]
 
+pub mod array;
+pub mod bitset;
 pub mod block;
 pub mod btree;
 pub mod cache;

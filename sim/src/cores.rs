@@ -1,6 +1,6 @@
 //! Simulated cores: the real per-core channels of a target, on simulated disks.
 
-use crate::disk::Disk;
+use crate::disk::{Disk, GARBAGE};
 use crate::executor::Executor;
 use bdev::channel::{Channel, ChannelId, Host, Ticket, ToOwner};
 use bdev::errno::Errno;
@@ -98,7 +98,11 @@ async fn carry_out(disk: &Disk, io: &mut SimIo, block: u64) -> Result<(), Errno>
             disk.write_values(block, &zeroes).await
         }
         IoKind::Flush => disk.flush_all().await,
-        IoKind::Discard | IoKind::Reset => Err(Errno::EOPNOTSUPP),
+        IoKind::Discard => {
+            let garbage = vec![GARBAGE; io.request.nr_blocks as usize];
+            disk.write_values(block, &garbage).await
+        }
+        IoKind::Reset => Err(Errno::EOPNOTSUPP),
     }
 }
 

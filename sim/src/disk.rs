@@ -92,6 +92,8 @@ pub struct Disk {
     /// Versions written since the last flush, oldest first, by number of the write.
     cached: RefCell<BTreeMap<u64, Vec<(u64, Content)>>>,
     writes: Cell<u64>,
+    /// Of each block the number of the last write that reached it, power cut or not.
+    reached: RefCell<BTreeMap<u64, u64>>,
     rates: Cell<FaultRates>,
     /// Physical sectors that cannot be read.
     latent: RefCell<BTreeSet<u64>>,
@@ -116,6 +118,7 @@ impl Disk {
             durable: RefCell::new(contents.map(Content::Value).collect()),
             cached: RefCell::default(),
             writes: Cell::new(0),
+            reached: RefCell::default(),
             rates: Cell::default(),
             latent: RefCell::default(),
             removed: Cell::new(false),
@@ -141,6 +144,19 @@ impl Disk {
         durable.resize(len, Content::Value(content));
     }
 
+    /// Writes so far; the next one gets a higher number.
+    pub fn nr_writes(&self) -> u64 {
+        self.writes.get()
+    }
+
+    /// Blocks that were reached by writes with a number above `number`, whether or not a power cut has
+    /// undone them since.
+    pub fn reached_since(&self, number: u64) -> Vec<u64> {
+        let reached = self.reached.borrow();
+        let later = reached.iter().filter(|(_, of)| **of > number);
+        later.map(|(block, _)| *block).collect()
+    }
+
     /// Number of logical blocks.
     pub fn nr_logical_blocks(&self) -> u64 {
         self.durable.borrow().len() as u64
@@ -157,6 +173,7 @@ impl Disk {
 
     fn put(&self, number: u64, block: u64, content: Content) {
         self.latent.borrow_mut().remove(&self.physical(block));
+        self.reached.borrow_mut().insert(block, number);
         self.cached
             .borrow_mut()
             .entry(block)

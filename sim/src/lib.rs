@@ -1,11 +1,13 @@
 //! Simulated disks and cores, on which the code of `bdev` runs unchanged.
 //!
 //! Everything that happens follows from a seed: which ready task runs next, how long an I/O takes, which
-//! fails, what a crash leaves of what was not flushed. [`thin`] is the workload for thin pools.
+//! fails, what a crash leaves of what was not flushed. [`thin`] is the workload for thin pools,
+//! [`era`] that for era targets.
 #![forbid(unsafe_code)]
 
 pub mod cores;
 pub mod disk;
+pub mod era;
 pub mod executor;
 pub mod history;
 pub mod thin;

@@ -1,15 +1,14 @@
 //! Runs seeds of the simulator; `make sim SEEDS=n START=s`.
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use sim::executor::Coverage;
-use sim::thin::Options;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 #[derive(Parser)]
-#[command(about = "Runs simulated thin pools, with faults and crashes, from seeds")]
+#[command(about = "Runs simulated targets, with faults and crashes, from seeds")]
 struct Args {
     /// How many seeds.
     #[arg(long, default_value_t = 200)]
@@ -17,12 +16,49 @@ struct Args {
     /// The first.
     #[arg(long, default_value_t = 1)]
     start: u64,
+    /// What is simulated.
+    #[arg(long, value_enum, default_value_t = Target::All)]
+    target: Target,
     /// Print everything that happens.
     #[arg(long)]
     trace: bool,
     /// Seeds run at once; 0: one per processor.
     #[arg(long, default_value_t = 0)]
     jobs: usize,
+}
+
+/// A workload.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// Thin pools.
+    Thin,
+    /// Era targets.
+    Era,
+    /// Every seed on each.
+    All,
+}
+
+fn run(target: Target, seed: u64, trace: bool) -> Result<Coverage, String> {
+    let mut coverage = Coverage::new();
+    if target != Target::Era {
+        let options = sim::thin::Options {
+            trace,
+            ..Default::default()
+        };
+        let thin = sim::thin::run(seed, options);
+        coverage.extend(thin.map_err(|failure| format!("--target thin: {failure}"))?);
+    }
+    if target != Target::Thin {
+        let options = sim::era::Options {
+            trace,
+            ..Default::default()
+        };
+        let era = sim::era::run(seed, options);
+        for (what, count) in era.map_err(|failure| format!("--target era: {failure}"))? {
+            *coverage.entry(what).or_default() += count;
+        }
+    }
+    Ok(coverage)
 }
 
 /// Passed seeds between two signs of life.
@@ -55,11 +91,7 @@ fn main() -> ExitCode {
                     if seed >= end {
                         return;
                     }
-                    let options = Options {
-                        trace: args.trace,
-                        ..Options::default()
-                    };
-                    match sim::thin::run(seed, options) {
+                    match run(args.target, seed, args.trace) {
                         Ok(counts) => {
                             let done = finished.fetch_add(1, Ordering::Relaxed) + 1;
                             if done.is_multiple_of(PROGRESS) {
