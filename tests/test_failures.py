@@ -319,12 +319,14 @@ def test_removed_with_slow_io(lab):
     rpc.call('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data')
     rpc.call('thin_create', pool='pool', id=1, bdev_name='t1', size_mib=64)
     host = host_of(lab, target, 't1')
-    old, new = (random_file(lab.folder / name, 1) for name in ('old', 'new'))
+    old = random_file(lab.folder / 'old', 1)
+    # Many times what a host has under way at once.
+    new = random_file(lab.folder / 'new', 24)
     host.run('write', str(old))
     for kind in ('avg_write', 'p99_write'):
         rpc.call('bdev_delay_update_latency', delay_bdev_name='data', latency_type=kind, latency_us=1_000_000)
     writer = host.start('write', str(new), '--offset', str(8 * MIB))
-    # The first of its blocks is mapped when the second is being provisioned.
+    # Its first blocks are mapped when later ones are being provisioned.
     wait_for(lambda: rpc.call('thin_pool_status', name='pool')['provisioned_blocks'] > 16)
     assert writer.poll() is None
     rpc.call('bdev_aio_delete', name='fast')
