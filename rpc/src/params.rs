@@ -370,6 +370,12 @@ impl Validate for ThinDelete {
 
 impl Validate for ThinActivate {
     fn validate(&self) -> Result<(), RpcError> {
+        if self.origin_bdev.as_ref() == Some(&self.pool) {
+            return Err(RpcError::invalid(format!(
+                "thin device {} of pool '{}': the external origin must be another device than the pool",
+                self.id, self.pool
+            )));
+        }
         check_id(self.id)?;
         check_name("bdev", &self.bdev_name())?;
         self.nr_sectors().map(|_| ())

@@ -32,7 +32,7 @@ def check_stamps(disk: Path, disk_bytes: int, state: Path) -> int:
     """Every sector of every slot holds what the state allows. Returns how many sectors were flushed."""
     content = state.read_bytes()
     slots, _, _ = struct.unpack_from('<3Q', content)
-    columns = struct.unpack_from(f'<{3 * slots * SLOT_SECTORS}Q', content, 24)
+    columns = struct.unpack_from(f'<{3 * slots * SLOT_SECTORS}Q', content, 32)
     spare = disk_bytes // SECTOR_BYTES // slots // ALIGN_SECTORS
     shifts = min(max(spare - SLOT_SECTORS // ALIGN_SECTORS, 1), 16)
     with open(disk, 'rb') as file:
