@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cores;
+pub mod course;
 pub mod disk;
 pub mod era;
 pub mod executor;

@@ -1,11 +1,13 @@
 //! What a simulated era target is like.
 
 use super::ledger::{Ledger, Must};
+use crate::course::Course;
 use crate::disk::{Disk, FaultRates, Geometry};
 use crate::executor::Executor;
-use crate::history::{History, Moment};
+use crate::history::History;
 use bdev::era::EraConfig;
 use std::cell::{Cell, RefCell};
+use std::ops::Deref;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -97,8 +99,8 @@ pub enum Snap {
 
 /// Everything.
 pub struct World {
-    /// Clock, dice, tasks.
-    pub executor: Rc<Executor>,
+    /// What every run has; the world stands for it.
+    course: Course,
     /// What the seed decided.
     pub shape: Shape,
     /// The metadata disk.
@@ -115,15 +117,14 @@ pub struct World {
     pub nr_logical: Cell<u64>,
     /// The metadata has been formatted, for certain.
     pub formatted: Cell<bool>,
-    /// Clients and operator are to end.
-    pub stopping: Cell<bool>,
-    /// Clients and operators that have not ended.
-    pub running: Cell<u64>,
-    /// Something in this life may fail.
-    pub faulty: Cell<bool>,
-    next_value: Cell<u64>,
-    clock: Cell<Moment>,
-    failure: RefCell<Option<String>>,
+}
+
+impl Deref for World {
+    type Target = Course;
+
+    fn deref(&self) -> &Course {
+        &self.course
+    }
 }
 
 impl World {
@@ -148,7 +149,7 @@ impl World {
         let most = (0..shape.origin_blocks + GROWTH_BLOCKS).map(|block| shape.stale(block));
         executor.trace(|| format!("{shape:?}, {blocks} metadata blocks"));
         Rc::new(World {
-            executor: executor.clone(),
+            course: Course::new(executor),
             history: RefCell::new(History::new(most)),
             nr_logical: Cell::new(shape.origin_blocks),
             shape,
@@ -157,12 +158,6 @@ impl World {
             ledger: RefCell::default(),
             snap: RefCell::new(Snap::None),
             formatted: Cell::new(false),
-            stopping: Cell::new(false),
-            running: Cell::new(0),
-            faulty: Cell::new(false),
-            next_value: Cell::new(1),
-            clock: Cell::new(1),
-            failure: RefCell::default(),
         })
     }
 
@@ -194,36 +189,9 @@ impl World {
         self.ledger.borrow().must(reached, || !dice.one_in(3))
     }
 
-    /// A moment no other event has.
-    pub fn tick(&self) -> Moment {
-        self.clock.set(self.clock.get() + 1);
-        self.clock.get()
-    }
-
-    /// A value that was never written.
-    pub fn new_value(&self) -> u64 {
-        let value = self.next_value.get();
-        self.next_value.set(value + 1);
-        value
-    }
-
     /// Whether failures are no surprise.
     pub fn may_fail(&self) -> bool {
         self.faulty.get() || self.shape.tight
-    }
-
-    /// Something is wrong. The first time counts.
-    pub fn fail(&self, text: String) {
-        self.failure.borrow_mut().get_or_insert(text);
-        self.stopping.set(true);
-    }
-
-    /// What is wrong, if anything.
-    pub fn failure(&self) -> Result<(), String> {
-        match self.failure.borrow().clone() {
-            Some(failure) => Err(failure),
-            None => Ok(()),
-        }
     }
 
     /// Chooses what will go wrong in this life, and lets it. Returns after how many delays a disk is to

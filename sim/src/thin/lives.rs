@@ -94,17 +94,7 @@ async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), St
         world.running.set(world.running.get() + 1);
         dice.spawn(Box::pin(manager(&world).run()));
     }
-    if let Some((delays, disk)) = removal {
-        world.faulty.set(true);
-        let dice = dice.clone();
-        let task = async move {
-            for _ in 0..delays {
-                dice.delay().await;
-            }
-            disk.remove();
-        };
-        world.executor.spawn(Box::pin(task));
-    }
+    world.remove_later(removal);
     for _ in 0..20 + dice.below(300) {
         dice.delay().await;
         if world.stopping.get() {

@@ -1,5 +1,6 @@
 //! What a simulated thin pool is like, and what its devices may hold.
 
+use crate::course::Course;
 use crate::disk::{Disk, FaultRates, Geometry};
 use crate::executor::Executor;
 use crate::history::{History, Moment};
@@ -7,6 +8,7 @@ use bdev::device::DataDeviceRef;
 use bdev::thin::{PoolConfig, ThinDev};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -166,8 +168,8 @@ impl Volume {
 
 /// Everything.
 pub struct World {
-    /// Clock, dice, tasks.
-    pub executor: Rc<Executor>,
+    /// What every run has; the world stands for it.
+    course: Course,
     /// What the seed decided.
     pub shape: Shape,
     /// The metadata disk.
@@ -180,15 +182,14 @@ pub struct World {
     pub volumes: RefCell<BTreeMap<u32, Rc<Volume>>>,
     /// The pool's transaction id, one of these.
     pub transaction_id: RefCell<Vec<u64>>,
-    /// Clients and managers are to end.
-    pub stopping: Cell<bool>,
-    /// Clients and managers that have not ended.
-    pub running: Cell<u64>,
-    /// Something in this life may fail.
-    pub faulty: Cell<bool>,
-    next_value: Cell<u64>,
-    clock: Cell<Moment>,
-    failure: RefCell<Option<String>>,
+}
+
+impl Deref for World {
+    type Target = Course;
+
+    fn deref(&self) -> &Course {
+        &self.course
+    }
 }
 
 impl World {
@@ -217,19 +218,13 @@ impl World {
         });
         executor.trace(|| format!("{shape:?}"));
         Rc::new(World {
-            executor: executor.clone(),
+            course: Course::new(executor),
             shape,
             metadata,
             data,
             origin,
             volumes: RefCell::default(),
             transaction_id: RefCell::new(vec![0]),
-            stopping: Cell::new(false),
-            running: Cell::new(0),
-            faulty: Cell::new(false),
-            next_value: Cell::new(1),
-            clock: Cell::new(1),
-            failure: RefCell::default(),
         })
     }
 
@@ -244,33 +239,6 @@ impl World {
         let mut bases = vec![self.data.clone()];
         bases.extend(self.origin.clone());
         bases
-    }
-
-    /// A moment no other event has.
-    pub fn tick(&self) -> Moment {
-        self.clock.set(self.clock.get() + 1);
-        self.clock.get()
-    }
-
-    /// A value that was never written.
-    pub fn new_value(&self) -> u64 {
-        let value = self.next_value.get();
-        self.next_value.set(value + 1);
-        value
-    }
-
-    /// Something is wrong. The first time counts.
-    pub fn fail(&self, text: String) {
-        self.failure.borrow_mut().get_or_insert(text);
-        self.stopping.set(true);
-    }
-
-    /// What is wrong, if anything.
-    pub fn failure(&self) -> Result<(), String> {
-        match self.failure.borrow().clone() {
-            Some(failure) => Err(failure),
-            None => Ok(()),
-        }
     }
 
     /// Chooses what will go wrong in this life, and lets it. Returns after how many delays a disk is to

@@ -1,0 +1,80 @@
+//! The course of a simulated run, whatever the target: its clock, what has gone wrong, who still works.
+
+use crate::disk::Disk;
+use crate::executor::Executor;
+use crate::history::Moment;
+use bdev::runtime::Runtime;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// What every world of a run has.
+pub struct Course {
+    /// Clock, dice, tasks.
+    pub executor: Rc<Executor>,
+    /// Clients and operators are to end.
+    pub stopping: Cell<bool>,
+    /// Clients and operators that have not ended.
+    pub running: Cell<u64>,
+    /// Something in this life may fail.
+    pub faulty: Cell<bool>,
+    next_value: Cell<u64>,
+    clock: Cell<Moment>,
+    failure: RefCell<Option<String>>,
+}
+
+impl Course {
+    /// The beginning.
+    pub fn new(executor: &Rc<Executor>) -> Self {
+        Course {
+            executor: executor.clone(),
+            stopping: Cell::new(false),
+            running: Cell::new(0),
+            faulty: Cell::new(false),
+            next_value: Cell::new(1),
+            clock: Cell::new(1),
+            failure: RefCell::default(),
+        }
+    }
+
+    /// A moment no other event has.
+    pub fn tick(&self) -> Moment {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
+
+    /// A value that was never written.
+    pub fn new_value(&self) -> u64 {
+        let value = self.next_value.get();
+        self.next_value.set(value + 1);
+        value
+    }
+
+    /// Something is wrong. The first time counts.
+    pub fn fail(&self, text: String) {
+        self.failure.borrow_mut().get_or_insert(text);
+        self.stopping.set(true);
+    }
+
+    /// What is wrong, if anything.
+    pub fn failure(&self) -> Result<(), String> {
+        match self.failure.borrow().clone() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a disk away after so many delays, if that is what was rolled.
+    pub fn remove_later(&self, removal: Option<(u64, Rc<Disk>)>) {
+        let Some((delays, disk)) = removal else {
+            return;
+        };
+        self.faulty.set(true);
+        let dice = self.executor.clone();
+        self.executor.spawn(Box::pin(async move {
+            for _ in 0..delays {
+                dice.delay().await;
+            }
+            disk.remove();
+        }));
+    }
+}
