@@ -8,18 +8,26 @@ pub mod pool;
 
 use persistent_data::device::BLOCK_BYTES;
 use persistent_data::memory::MemoryDevice;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// How long a tool may take before it counts as hung; seconds, as `timeout` takes them.
+const TOOL_SECONDS: &str = "300";
 
 /// A file that is removed when dropped.
 pub struct Temp(pub PathBuf);
 
 impl Temp {
-    /// A name in the temporary directory.
+    /// A name in the temporary directory that no other `Temp` has: tests of one program run at the same
+    /// time, and a tool that reads what another test is writing may never end.
     pub fn new(name: &str) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
         let id = std::process::id();
-        Temp(std::env::temp_dir().join(format!("spdk-dm-{id}-{name}")))
+        let made = MADE.fetch_add(1, Ordering::Relaxed);
+        Temp(std::env::temp_dir().join(format!("spdk-dm-{id}-{made}-{name}")))
     }
 
     /// A metadata device's contents as a file.
@@ -46,13 +54,20 @@ impl Drop for Temp {
     }
 }
 
+/// A tool that is ended when it hangs.
+fn bounded(tool: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg(TOOL_SECONDS).arg(tool);
+    command
+}
+
 /// Both generations of a tool: Debian 12's 0.9 and the strict 1.1.
 pub fn both(tool: &str) -> [Command; 2] {
     let strict = std::env::var("SPDK_DM_STRICT_TOOLS")
         .expect("SPDK_DM_STRICT_TOOLS is not set: run the tests by `make test`");
-    let mut new = Command::new(Path::new(&strict).join("pdata_tools"));
+    let mut new = bounded(Path::new(&strict).join("pdata_tools"));
     new.arg(tool);
-    [Command::new(tool), new]
+    [bounded(tool), new]
 }
 
 /// Runs a tool that must succeed; returns what it prints.
