@@ -9,6 +9,7 @@
 pub mod cache;
 mod commit;
 mod control;
+mod error;
 pub mod events;
 mod grow;
 pub mod map;
@@ -18,6 +19,7 @@ mod ranges;
 pub mod status;
 mod worker;
 
+pub use error::PoolError;
 pub use events::PoolEvent;
 pub use map::{PoolMode, PoolShared, Thin, ThinDev};
-pub use pool::{Pool, PoolConfig, PoolError};
+pub use pool::{Pool, PoolConfig};
