@@ -75,6 +75,11 @@ impl Host for SpdkHost {
     fn id(&self, io: &BdevIo) -> u64 {
         io.id()
     }
+
+    #[inline]
+    fn prefetch(&self, memory: &AtomicU64) {
+        spdk::dma::prefetch(memory);
+    }
 }
 
 /// A pool's channel of one core, shared by its thin bdevs.

@@ -7,7 +7,7 @@ use super::cache::{Entry, PageTable};
 use crate::errno::Errno;
 use crate::target::{BaseId, IoKind, Map, Request, Target};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The data device of a pool.
 pub const DATA: BaseId = BaseId(0);
@@ -231,6 +231,17 @@ impl Target for Thin {
             IoKind::Write => volume.map_write(mode, request),
             IoKind::Flush => volume.map_flush(),
             IoKind::Discard | IoKind::WriteZeroes | IoKind::Reset => Map::Defer,
+        }
+    }
+
+    #[inline]
+    fn looks_at<'a>(volume: &'a ThinDev, request: &Request) -> Option<&'a AtomicU64> {
+        match request.kind {
+            IoKind::Read | IoKind::Write => {
+                let (block, _) = volume.pool.split(request.offset_blocks);
+                volume.pages.cell(block)
+            }
+            _ => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::commit::CommitRounds;
 use super::error::PoolError;
 use super::events::PoolEvent;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
-use super::metadata::{OpenOptions, ThinError, ThinMetadata};
+use super::metadata::{OpenOptions, ThinMetadata};
 use crate::channel::{ChannelId, Deferred, ToOwner};
 use crate::device::{DataDeviceRef, SECTOR_BYTES};
 use crate::errno::Errno;
