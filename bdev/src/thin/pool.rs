@@ -10,6 +10,7 @@ use super::error::PoolError;
 use super::events::PoolEvent;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
 use super::metadata::{OpenOptions, ThinMetadata};
+use super::provision::{self, FirstWrite};
 use crate::channel::{ChannelId, Deferred, ToOwner};
 use crate::device::{DataDeviceRef, SECTOR_BYTES};
 use crate::errno::Errno;
@@ -26,6 +27,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Longest time an uncommitted change waits for a commit nobody asked for (thin.md 5).
@@ -296,26 +298,50 @@ impl Pool {
     }
 
     async fn serve(self: Rc<Self>, mut requests: mpsc::UnboundedReceiver<ToOwner<Thin>>) {
+        let mut gathered = Vec::new();
         while let Some(message) = requests.next().await {
-            match message {
-                ToOwner::Join(id, sender) => self.channels.join(id, sender),
-                ToOwner::Leave(id) => self.channels.leave(id),
-                ToOwner::Deferred(deferred) => self.accept(deferred),
+            self.take(message, &mut gathered);
+            while gathered.len() < provision::MOST
+                && let Ok(message) = requests.try_recv()
+            {
+                self.take(message, &mut gathered);
             }
+            self.start_provisioning(&mut gathered);
             if self.closed.get() && self.channels.is_empty() {
                 return;
             }
         }
     }
 
-    fn accept(self: &Rc<Self>, deferred: Deferred<Thin>) {
-        if deferred
-            .volume
-            .closed
-            .load(std::sync::atomic::Ordering::Relaxed)
-        {
-            return self.channels.complete(&deferred, Err(Errno::ENODEV));
+    fn take(self: &Rc<Self>, message: ToOwner<Thin>, gathered: &mut Vec<FirstWrite>) {
+        match message {
+            ToOwner::Join(id, sender) => self.channels.join(id, sender),
+            ToOwner::Leave(id) => self.channels.leave(id),
+            ToOwner::Deferred(deferred) if deferred.volume.closed.load(Ordering::Relaxed) => {
+                self.channels.complete(&deferred, Err(Errno::ENODEV));
+            }
+            ToOwner::Deferred(deferred) => match self.first_write(deferred) {
+                Ok(first) => {
+                    // A task is of one device.
+                    if gathered.last().is_some_and(|last| !last.is_with(&first)) {
+                        self.start_provisioning(gathered);
+                    }
+                    gathered.push(first);
+                }
+                Err(deferred) => self.accept(deferred),
+            },
         }
+    }
+
+    fn start_provisioning(self: &Rc<Self>, gathered: &mut Vec<FirstWrite>) {
+        if let Some(last) = gathered.last() {
+            let device = last.device();
+            let task = self.clone().provision(std::mem::take(gathered));
+            self.run_task(device, task);
+        }
+    }
+
+    fn accept(self: &Rc<Self>, deferred: Deferred<Thin>) {
         let device = deferred.volume.id;
         let Some(task) = self.task_for(deferred) else {
             return;
