@@ -131,22 +131,51 @@ impl<W: Write> Sink for XmlWriter<W> {
 }
 
 /// Writes ranges of blocks as `era_invalidate` lists them, in the layout every reader of it takes.
+pub struct BlocksWriter<W> {
+    out: W,
+}
+
+impl<W: Write> BlocksWriter<W> {
+    /// Begins the list in `out`, which should be buffered.
+    pub fn begin(mut out: W) -> io::Result<Self> {
+        out.write_all(b"<blocks>\n")?;
+        Ok(BlocksWriter { out })
+    }
+
+    /// What is written to.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// The next range.
+    pub fn range(&mut self, range: std::ops::Range<u64>) -> io::Result<()> {
+        match range.end.saturating_sub(range.start) {
+            0 => Ok(()),
+            1 => writeln!(self.out, "  <block block=\"{}\"/>", range.start),
+            _ => writeln!(
+                self.out,
+                "  <range begin=\"{}\" end=\"{}\"/>",
+                range.start, range.end
+            ),
+        }
+    }
+
+    /// Ends the list, and gives back what was written to.
+    pub fn end(mut self) -> io::Result<W> {
+        self.out.write_all(b"</blocks>\n")?;
+        self.out.flush()?;
+        Ok(self.out)
+    }
+}
+
+/// Writes ranges of blocks as [`BlocksWriter`] does.
 pub fn write_blocks<W: Write>(
     out: &mut W,
     ranges: impl IntoIterator<Item = std::ops::Range<u64>>,
 ) -> io::Result<()> {
-    out.write_all(b"<blocks>\n")?;
+    let mut writer = BlocksWriter::begin(out)?;
     for range in ranges {
-        match range.end - range.start {
-            0 => {}
-            1 => writeln!(out, "  <block block=\"{}\"/>", range.start)?,
-            _ => writeln!(
-                out,
-                "  <range begin=\"{}\" end=\"{}\"/>",
-                range.start, range.end
-            )?,
-        }
+        writer.range(range)?;
     }
-    out.write_all(b"</blocks>\n")?;
-    out.flush()
+    writer.end().map(drop)
 }
