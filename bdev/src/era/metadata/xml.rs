@@ -2,6 +2,7 @@
 
 use super::dump::{EraInfo, Sink};
 use std::io::{self, Write};
+use std::ops::Range;
 
 /// Whose layout is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -131,22 +132,60 @@ impl<W: Write> Sink for XmlWriter<W> {
 }
 
 /// Writes ranges of blocks as `era_invalidate` lists them, in the layout every reader of it takes.
-pub fn write_blocks<W: Write>(
-    out: &mut W,
-    ranges: impl IntoIterator<Item = std::ops::Range<u64>>,
-) -> io::Result<()> {
-    out.write_all(b"<blocks>\n")?;
-    for range in ranges {
-        match range.end - range.start {
-            0 => {}
-            1 => writeln!(out, "  <block block=\"{}\"/>", range.start)?,
-            _ => writeln!(
-                out,
-                "  <range begin=\"{}\" end=\"{}\"/>",
-                range.start, range.end
-            )?,
+pub struct BlocksWriter<W> {
+    out: W,
+    /// Not written yet: the next range may touch it.
+    last: Option<Range<u64>>,
+}
+
+impl<W: Write> BlocksWriter<W> {
+    /// Begins the list.
+    pub fn begin(mut out: W) -> io::Result<Self> {
+        out.write_all(b"<blocks>\n")?;
+        Ok(BlocksWriter { out, last: None })
+    }
+
+    /// Blocks after all those before; ranges that touch become one.
+    pub fn range(&mut self, range: Range<u64>) -> io::Result<()> {
+        match &mut self.last {
+            _ if range.is_empty() => Ok(()),
+            Some(last) if last.end == range.start => {
+                last.end = range.end;
+                Ok(())
+            }
+            last => match last.replace(range) {
+                Some(done) => self.line(&done),
+                None => Ok(()),
+            },
         }
     }
-    out.write_all(b"</blocks>\n")?;
-    out.flush()
+
+    fn line(&mut self, range: &Range<u64>) -> io::Result<()> {
+        let Range { start, end } = range;
+        match end - start {
+            1 => writeln!(self.out, "  <block block=\"{start}\"/>"),
+            _ => writeln!(self.out, "  <range begin=\"{start}\" end=\"{end}\"/>"),
+        }
+    }
+
+    /// Ends the list.
+    pub fn end(mut self) -> io::Result<()> {
+        if let Some(last) = self.last.take() {
+            self.line(&last)?;
+        }
+        self.out.write_all(b"</blocks>\n")?;
+        self.out.flush()
+    }
+}
+
+/// Writes a whole list; see [`BlocksWriter`].
+pub fn write_blocks<W: Write>(
+    out: W,
+    ranges: impl IntoIterator<Item = Range<u64>>,
+) -> io::Result<()> {
+    let mut blocks = BlocksWriter::begin(out)?;
+    for range in ranges {
+        blocks.range(range)?;
+    }
+    blocks.end()
 }
