@@ -128,14 +128,20 @@ fn restore_from_parts() {
             current_era: 7,
         };
         let mut restore = Restore::begin(device.clone(), 0, &info).await.unwrap();
-        restore.writeset(6, 1500, &[1..3, 70..71]).await.unwrap();
-        restore.writeset(7, 1500, &[1..2]).await.unwrap();
+        assert!(restore.mark(&[1..2]).await.is_err());
+        restore.writeset_begin(6, 1500).await.unwrap();
+        restore.mark(&[70..71]).await.unwrap();
+        restore.mark(&[1..3]).await.unwrap();
+        restore.writeset_begin(7, 1500).await.unwrap();
+        restore.mark(&[1..2]).await.unwrap();
+        assert!(restore.mark(&[1499..1501]).await.is_err());
+        restore.writeset_end().await.unwrap();
         restore.era(0, 5).await.unwrap();
         restore.era(1400, 3).await.unwrap();
         assert!(restore.era(1400, 3).await.is_err());
         assert!(restore.era(1500, 3).await.is_err());
-        assert!(restore.writeset(8, 10, &[]).await.is_err());
-        assert!(restore.writeset(5, 10, &[3..11]).await.is_err());
+        assert!(restore.era(1401, 8).await.is_err());
+        assert!(restore.writeset_begin(8, 10).await.is_err());
         let metadata = restore.finish().await.unwrap();
         assert_eq!(metadata.check().await.unwrap(), []);
         let file = Temp::with_blocks("era-ours", &device);
@@ -154,5 +160,30 @@ fn restore_from_parts() {
                 .unwrap();
             assert_eq!(found, expected);
         }
+    });
+}
+
+/// The era array takes blocks in order only, also where what came before is already in the array.
+#[test]
+fn restored_eras_ascend() {
+    block_on(async {
+        let device = Rc::new(MemoryDevice::new(200));
+        let info = EraInfo {
+            block_size_sectors: 8,
+            nr_blocks: 20_000,
+            current_era: 7,
+        };
+        let mut restore = Restore::begin(device, 0, &info).await.unwrap();
+        for block in 0..10_000 {
+            restore.era(block, 1).await.unwrap();
+            for earlier in [0, block / 2, block] {
+                assert!(restore.era(earlier, 2).await.is_err());
+            }
+        }
+        let metadata = restore.finish().await.unwrap();
+        let found = metadata.written_since(View::Live, 1, 0..20_000).await;
+        assert_eq!(found.unwrap(), [0..10_000]);
+        let since = metadata.written_since(View::Live, 2, 0..20_000).await;
+        assert_eq!(since.unwrap(), []);
     });
 }

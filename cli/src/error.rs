@@ -1,5 +1,7 @@
 //! Why a command did not do what it was asked.
 
+use crate::xml::{ReadError, What};
+use bdev::era::EraError;
 use bdev::thin::metadata::ThinError;
 use bdev::thin::metadata::restore::RestoreError;
 use std::io;
@@ -18,7 +20,7 @@ pub enum CliError {
     },
     /// In use by somebody else.
     #[error(
-        "{}: in use; deactivate the pool first, or read its metadata snapshot with -m",
+        "{}: in use; deactivate the target first, or read its metadata snapshot with -m",
         .0.display()
     )]
     Busy(PathBuf),
@@ -33,16 +35,34 @@ pub enum CliError {
         /// What.
         source: ThinError,
     },
+    /// Metadata of an era target.
+    #[error("{}: {source}", path.display())]
+    Era {
+        /// Which file or device.
+        path: PathBuf,
+        /// What.
+        source: EraError,
+    },
     /// Metadata that cannot be read.
-    #[error(
-        "{}: {what}; 'spdk-dm thin check' shows all damage, 'spdk-dm thin repair' copies what is readable",
-        path.display()
-    )]
+    #[error("{}: {what}; {advice}", path.display())]
     Damaged {
         /// Which file or device.
         path: PathBuf,
         /// What.
         what: String,
+        /// What can be done about it.
+        advice: &'static str,
+    },
+    /// New metadata does not fit.
+    #[error(
+        "{}: has room for {nr_blocks} metadata blocks, which is too little; give a larger one",
+        path.display()
+    )]
+    TooSmall {
+        /// The output.
+        path: PathBuf,
+        /// Blocks of the output.
+        nr_blocks: u64,
     },
     /// New metadata.
     #[error("{}: {source}", path.display())]
@@ -86,6 +106,32 @@ impl CliError {
     pub fn thin(path: &Path) -> impl FnOnce(ThinError) -> CliError {
         let path = path.to_owned();
         move |source| CliError::Thin { path, source }
+    }
+
+    /// An error of the metadata of an era target in this file.
+    pub fn era(path: &Path) -> impl FnOnce(EraError) -> CliError {
+        let path = path.to_owned();
+        move |source| CliError::Era { path, source }
+    }
+
+    /// An error of restoring from XML; `refused` makes it one of the output.
+    pub fn from_xml<E>(
+        input: &Path,
+        error: ReadError<E>,
+        refused: impl FnOnce(E) -> CliError,
+    ) -> CliError {
+        match error.what {
+            What::Read(source) => CliError::io(input)(source),
+            What::Xml(what) => CliError::Xml {
+                path: input.to_owned(),
+                at: error.at,
+                what,
+            },
+            What::Sink(source) => {
+                log::warn!("{}: stopped at byte {}", input.display(), error.at);
+                refused(source)
+            }
+        }
     }
 
     /// Whether the reader of the output has gone.

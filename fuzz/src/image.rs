@@ -2,6 +2,8 @@
 //! checksums.
 
 use arbitrary::Arbitrary;
+use bdev::era::metadata::SUPERBLOCK as ERA_SUPERBLOCK;
+use persistent_data::array::ARRAY;
 use persistent_data::block::{Kind, get_u32, get_u64, no_rules, put_u32, put_u64};
 use persistent_data::device::BlockBytes;
 use persistent_data::node::NODE;
@@ -15,7 +17,14 @@ pub static THIN_SUPERBLOCK: Kind = Kind {
     validate: no_rules,
 };
 
-static KINDS: [&Kind; 4] = [&THIN_SUPERBLOCK, &NODE, &BITMAP, &INDEX];
+/// The kinds of blocks of a format, in an order that committed inputs rely on.
+pub type Kinds = &'static [&'static Kind];
+
+/// Thin pools.
+pub static THIN: Kinds = &[&THIN_SUPERBLOCK, &NODE, &BITMAP, &INDEX];
+
+/// Era targets.
+pub static ERA: Kinds = &[&ERA_SUPERBLOCK, &NODE, &BITMAP, &INDEX, &ARRAY];
 
 /// A valid image, and where what lies in it.
 pub struct Image {
@@ -23,6 +32,7 @@ pub struct Image {
     pub blocks: Vec<BlockBytes>,
     /// The blocks in use, with their kinds.
     used: Vec<(u64, &'static Kind)>,
+    kinds: Kinds,
 }
 
 /// Which block.
@@ -78,15 +88,19 @@ pub enum Mutation {
 
 impl Image {
     /// Finds out what the blocks are.
-    pub fn new(blocks: Vec<BlockBytes>) -> Self {
+    pub fn new(blocks: Vec<BlockBytes>, kinds: Kinds) -> Self {
         let used = (0..)
             .zip(&blocks)
             .filter_map(|(nr, bytes)| {
-                let kind = KINDS.into_iter().find(|k| k.verify(bytes, nr).is_ok())?;
-                Some((nr, kind))
+                let kind = kinds.iter().find(|k| k.verify(bytes, nr).is_ok())?;
+                Some((nr, *kind))
             })
             .collect();
-        Image { blocks, used }
+        Image {
+            blocks,
+            used,
+            kinds,
+        }
     }
 
     fn find(&self, at: At) -> usize {
@@ -185,7 +199,7 @@ impl Image {
                 used[i].1 = used[from].1;
                 blocks[nr] = blocks[used[from].0 as usize];
             }
-            Mutation::Kind(_, kind) => used[i].1 = KINDS[usize::from(kind) % KINDS.len()],
+            Mutation::Kind(_, kind) => used[i].1 = self.kinds[usize::from(kind) % self.kinds.len()],
             Mutation::Fill(_, from, length, value) => {
                 let from = usize::from(from) % 4096;
                 let end = (from + usize::from(length)).min(4096);

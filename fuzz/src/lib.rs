@@ -15,6 +15,7 @@
 )]
 
 pub mod dm_lines;
+pub mod era_metadata;
 pub mod image;
 pub mod json_rpc;
 pub mod persistent_data;
@@ -26,6 +27,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All targets.
 pub const TARGETS: &[Target] = &[
     ("thin_metadata", thin_metadata::run),
+    ("era_metadata", era_metadata::run),
     ("persistent_data", persistent_data::run),
     ("json_rpc", json_rpc::run),
     ("dm_lines", dm_lines::run),

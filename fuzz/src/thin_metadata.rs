@@ -3,7 +3,7 @@
 //! Where the strict check has found nothing, the metadata is as good as undamaged: then every
 //! operation must succeed and the check must find nothing at the end either.
 
-use crate::image::{Image, Mutation};
+use crate::image::{Image, Mutation, THIN};
 use arbitrary::{Arbitrary, Unstructured};
 use bdev::thin::metadata::{OpenOptions, ThinError, ThinMetadata};
 use futures::executor::block_on;
@@ -123,7 +123,7 @@ async fn base(number: u8) -> Result<Image, ThinError> {
     }
     metadata.commit().await?;
     assert_eq!(metadata.check().await?, []);
-    Ok(Image::new(device.blocks()))
+    Ok(Image::new(device.blocks(), THIN))
 }
 
 thread_local! {

@@ -17,6 +17,8 @@ pub struct Finding {
     pub block: u64,
     /// What is wrong.
     pub what: String,
+    /// Only that the block's count is too high: space that cannot be used, and nothing is in danger.
+    pub is_leak: bool,
 }
 
 /// Findings that are kept. A damaged bitmap alone can be wrong about 16320 blocks, and one bitmap can
@@ -25,12 +27,20 @@ const MAX_FINDINGS: usize = 10_000;
 
 /// Notes a finding. When there are too many, the last one says so and the rest is left out.
 pub fn note(findings: &mut Vec<Finding>, block: u64, what: impl FnOnce() -> String) {
+    keep(findings, block, false, what);
+}
+
+fn keep(findings: &mut Vec<Finding>, block: u64, is_leak: bool, what: impl FnOnce() -> String) {
     let what = match findings.len().cmp(&MAX_FINDINGS) {
         Ordering::Less => what(),
         Ordering::Equal => "there are more findings, which are not listed".to_owned(),
         Ordering::Greater => return,
     };
-    findings.push(Finding { block, what });
+    findings.push(Finding {
+        block,
+        what,
+        is_leak,
+    });
 }
 
 /// References found so far.
@@ -63,7 +73,7 @@ impl Counts {
             let (found, said) = (self.get(block), map.count(tm, block).await?);
             allocated += u64::from(said > 0);
             if found != said {
-                note(findings, block, || {
+                keep(findings, block, found < said, || {
                     format!("{device} block has {found} references, its count is {said}")
                 });
             }

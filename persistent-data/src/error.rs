@@ -77,6 +77,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// The block of the metadata device that it concerns.
+    pub fn block(&self) -> Option<u64> {
+        match self {
+            Error::Device { block, .. }
+            | Error::WrongLocation { block, .. }
+            | Error::Checksum { block, .. }
+            | Error::Corrupt { block, .. }
+            | Error::WrongType { block, .. }
+            | Error::OutOfRange { block, .. }
+            | Error::BadCount { block } => Some(*block),
+            Error::Flush(_) | Error::NoSpace | Error::BadSize { .. } | Error::Failed => None,
+        }
+    }
+
     /// The errno the kernel gives for this.
     pub fn errno(&self) -> i32 {
         match self {

@@ -97,6 +97,11 @@ impl PoolShared {
         self.sectors_per_logical
     }
 
+    /// Whether an I/O, which crosses no data block's boundary, covers its block.
+    pub fn is_whole_block(&self, request: &Request) -> bool {
+        request.nr_blocks == self.logical_per_block
+    }
+
     /// Splits a logical block number into data block and logical block within it.
     #[inline]
     pub fn split(&self, logical: u64) -> (u64, u64) {

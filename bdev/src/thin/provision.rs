@@ -12,7 +12,6 @@ use super::metadata::ThinMetadata;
 use super::pool::Pool;
 use super::worker::{NotWritable, Outcome};
 use crate::channel::Deferred;
-use crate::device::copy;
 use crate::errno::Errno;
 use crate::locks::BlockGuard;
 use crate::target::IoKind;
@@ -78,7 +77,7 @@ impl Pool {
             dev: dev.clone(),
             block,
             old,
-            whole: write.request.nr_blocks == self.shared.logical_per_block(),
+            whole: self.shared.is_whole_block(&write.request),
             write,
             guard,
         })
@@ -152,19 +151,13 @@ impl Pool {
     }
 
     async fn fill(&self, first: FirstWrite, new: u64) -> Filled {
-        let sectors = u64::from(self.config.data_block_size_sectors);
-        let filled = match first.old {
-            _ if first.whole => {
-                let base_block = new * self.shared.logical_per_block();
-                self.channels
-                    .forward_to(&first.write, DATA, base_block)
-                    .await
-            }
-            Some(old) => {
-                let data = &*self.data;
-                copy(data, old * sectors, data, new * sectors, sectors).await
-            }
-            None => self.fill_new(&first.dev, first.block, new * sectors).await,
+        let filled = if first.whole {
+            let base_block = new * self.shared.logical_per_block();
+            self.channels
+                .forward_to(&first.write, DATA, base_block)
+                .await
+        } else {
+            self.prepare(&first.dev, first.block, first.old, new).await
         };
         (first, new, filled)
     }

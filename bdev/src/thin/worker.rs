@@ -150,15 +150,26 @@ impl Pool {
         old: Option<u64>,
     ) -> Result<(), NotWritable> {
         let new = self.allocate().await?;
+        let prepared = self.prepare(dev, block, old, new).await;
+        self.publish_new(dev, block, old, new, prepared).await
+    }
+
+    /// Puts into a new block what its virtual block shows now.
+    pub(super) async fn prepare(
+        &self,
+        dev: &ThinDev,
+        block: u64,
+        old: Option<u64>,
+        new: u64,
+    ) -> Result<(), Errno> {
         let sectors = u64::from(self.config.data_block_size_sectors);
-        let prepared = match old {
+        match old {
             Some(old) => {
                 let data = &*self.data;
                 copy(data, old * sectors, data, new * sectors, sectors).await
             }
             None => self.fill_new(dev, block, new * sectors).await,
-        };
-        self.publish_new(dev, block, old, new, prepared).await
+        }
     }
 
     /// Gives a new block the contents of the hole it fills: the external origin's, and zeroes.
@@ -191,7 +202,7 @@ impl Pool {
         match waiting.as_slice() {
             [only]
                 if only.request.kind == IoKind::Write
-                    && only.request.nr_blocks == self.shared.logical_per_block() =>
+                    && self.shared.is_whole_block(&only.request) =>
             {
                 waiting.pop()
             }

@@ -4,7 +4,6 @@ mod check;
 mod delta;
 mod dump;
 mod ls;
-mod read_xml;
 mod repair;
 mod restore;
 mod rmap;
@@ -18,9 +17,6 @@ use bdev::thin::metadata::dump::DumpError;
 use bdev::thin::metadata::image::{Image, View};
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
-
-/// Memory for blocks of metadata that is being made.
-const CACHE_BYTES: usize = 64 << 20;
 
 /// What can be done with a pool's metadata.
 #[derive(Subcommand)]
@@ -104,6 +100,7 @@ fn read_error<E: std::fmt::Display>(path: &Path, error: DumpError<E>) -> CliErro
         error => CliError::Damaged {
             path,
             what: error.to_string(),
+            advice: "'spdk-dm thin check' shows all damage, 'spdk-dm thin repair' copies what is readable",
         },
     }
 }

@@ -2,12 +2,14 @@
 
 use super::dump::Counted;
 use super::read_error;
-use super::restore::{NewMetadata, Overrides};
+use super::restore::new_pool;
 use crate::Global;
 use crate::error::CliError;
 use crate::file::{self, Access, FileDevice};
+use crate::new_metadata::NewMetadata;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::xml::thin::Overrides;
 use bdev::thin::metadata::dump::DumpError;
 use bdev::thin::metadata::image::Image;
 use bdev::thin::metadata::repair;
@@ -55,8 +57,9 @@ impl RepairArgs {
         let salvage = salvage.map_err(CliError::thin(path))?;
         let devices = salvage.nr_devices();
         progress.expect(salvage.nr_mapped_blocks());
+        let device = self.output.open().await?;
         let mut sink = Counted {
-            sink: self.output.open().await?,
+            sink: new_pool(&self.output, device).await?,
             progress: progress.clone(),
         };
         let result = repair::copy(&image, salvage, &mut sink).await;

@@ -3,7 +3,7 @@
 use super::saved;
 use crate::host::EraChannel;
 use crate::registry::{call, registry};
-use bdev::channel::ToOwner;
+use bdev::channel::{ToOwner, VolumeHandle};
 use bdev::era::{Era, EraDev, EraTarget};
 use bdev::errno::Errno;
 use bdev::target::{IoKind as Kind, Request};
@@ -11,6 +11,7 @@ use futures::channel::mpsc::UnboundedSender;
 use rpc::params::EraCreate;
 use spdk::base::{Descriptor, IoKind};
 use spdk::vbdev::{BdevIo, Destructed, Driver};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The bdev.
@@ -53,7 +54,7 @@ impl EraDriver {
 
 /// The bdev's channel.
 pub struct EraBdevChannel {
-    dev: Arc<EraDev>,
+    dev: VolumeHandle<EraTarget>,
     target: EraChannel,
 }
 
@@ -63,7 +64,7 @@ impl Driver for EraDriver {
     fn create_channel(&self) -> Option<EraBdevChannel> {
         let origin = self.origin().clone()?;
         Some(EraBdevChannel {
-            dev: self.dev.clone(),
+            dev: Rc::new(self.dev.clone()),
             target: EraChannel::new(&origin, self.owner.clone())?,
         })
     }

@@ -15,7 +15,7 @@ pub struct EraInfo {
 }
 
 /// Takes contents in this order: `begin`; of each writeset, by ascending era, `writeset_begin`, every
-/// bit, `writeset_end`; `array_begin`, the era of every block; `end`.
+/// bit, `writeset_end` (no writeset in a logical dump); `array_begin`, the era of every block; `end`.
 pub trait Sink {
     /// Why it may not be taken.
     type Error;
@@ -65,29 +65,54 @@ impl EraMetadata {
         with_current: bool,
         sink: &mut S,
     ) -> Result<(), DumpError<S::Error>> {
-        let sb = match view {
-            View::Live => self.sb,
-            View::Snapshot => self.held_superblock().await?,
-        };
+        let sb = self.begin_dump(view, sink).await?;
+        let writesets = self.all_writesets(&sb, with_current && view == View::Live);
+        for (era, writeset) in writesets.await? {
+            self.dump_writeset(era, writeset, sink).await?;
+        }
+        self.dump_array(&sb, sink).await?;
+        sink.end().map_err(DumpError::Sink)
+    }
+
+    /// Dumps a view with all writesets, the current one of [`View::Live`] too, worked into the era
+    /// array: of each block the last era it was written in.
+    pub async fn dump_logical<S: Sink>(
+        &self,
+        view: View,
+        sink: &mut S,
+    ) -> Result<(), DumpError<S::Error>> {
+        let sb = self.begin_dump(view, sink).await?;
+        let nr_blocks = u64::from(sb.nr_blocks);
+        sink.array_begin().map_err(DumpError::Sink)?;
+        let mut begin = 0;
+        while begin < nr_blocks {
+            let end = nr_blocks.min(begin + PORTION);
+            let eras = self.last_eras(&sb, view == View::Live, 0, begin..end);
+            for (block, era) in (begin..end).zip(eras.await?) {
+                sink.era(block, era).map_err(DumpError::Sink)?;
+            }
+            begin = end;
+        }
+        sink.end().map_err(DumpError::Sink)
+    }
+
+    async fn begin_dump<S: Sink>(
+        &self,
+        view: View,
+        sink: &mut S,
+    ) -> Result<Superblock, DumpError<S::Error>> {
+        let sb = self.view(view).await?;
+        // A number of blocks that is not that of the array would make a dump of any length.
+        if let Some(last) = sb.nr_blocks.checked_sub(1) {
+            array::get::<u32>(&self.tm, sb.era_array_root, u64::from(last)).await?;
+        }
         let info = EraInfo {
             block_size_sectors: sb.data_block_size_sectors,
             nr_blocks: sb.nr_blocks,
             current_era: sb.current_era,
         };
         sink.begin(&info).map_err(DumpError::Sink)?;
-        let mut writesets = self.writesets(sb.writeset_tree_root).await?;
-        if with_current && view == View::Live && sb.writeset_root != 0 {
-            let current = Writeset {
-                nr_bits: sb.writeset_bits,
-                root: sb.writeset_root,
-            };
-            writesets.push((sb.current_era, current));
-        }
-        for (era, writeset) in writesets {
-            self.dump_writeset(era, writeset, sink).await?;
-        }
-        self.dump_array(&sb, sink).await?;
-        sink.end().map_err(DumpError::Sink)
+        Ok(sb)
     }
 
     async fn dump_writeset<S: Sink>(

@@ -14,7 +14,12 @@ const PORTION: usize = 4096;
 /// Metadata that is being restored. Nothing is valid before [`Restore::finish`].
 pub struct Restore {
     metadata: EraMetadata,
+    /// What is being marked, and its era.
+    writeset: Option<(u32, Writeset)>,
+    /// Eras of blocks, ascending, that are not in the array yet.
     eras: Vec<(u64, u32)>,
+    /// Blocks below this have had their turn.
+    next_block: u64,
 }
 
 impl Restore {
@@ -48,38 +53,62 @@ impl Restore {
         metadata.sb.current_era = info.current_era;
         Ok(Restore {
             metadata,
+            writeset: None,
             eras: Vec::new(),
+            next_block: 0,
         })
     }
 
-    /// The writeset of an era; `marked` ascends without overlap. Error: EINVAL for bits past its end, or
-    /// an era that comes twice or after the current one.
-    pub async fn writeset(
-        &mut self,
-        era: u32,
-        nr_bits: u32,
-        marked: &[Range<u64>],
-    ) -> Result<(), EraError> {
-        let metadata = &mut self.metadata;
-        let current_era = metadata.sb.current_era;
+    /// Begins the writeset of an era, of which nothing is marked. Error: EINVAL for an era that comes
+    /// twice or after the current one, or a writeset that is too long.
+    pub async fn writeset_begin(&mut self, era: u32, nr_bits: u32) -> Result<(), EraError> {
+        self.writeset_end().await?;
+        let current_era = self.metadata.sb.current_era;
         if era > current_era {
             return Err(EraError::BadInput(format!(
                 "the writeset of era {era} is newer than the current era {current_era}"
             )));
         }
-        if marked.iter().any(|range| range.end > u64::from(nr_bits)) {
+        if u64::from(nr_bits) > MAX_BLOCKS {
+            return Err(EraError::TooManyBlocks(u64::from(nr_bits)));
+        }
+        self.metadata.enter()?;
+        let root = bitset::create(&self.metadata.tm, u64::from(nr_bits)).await?;
+        self.metadata.usable = true;
+        self.writeset = Some((era, Writeset { nr_bits, root }));
+        Ok(())
+    }
+
+    /// Marks blocks in the writeset that was begun: ascending ranges without overlap in each call.
+    /// Error: EINVAL for bits past its end, or without a writeset.
+    pub async fn mark(&mut self, ranges: &[Range<u64>]) -> Result<(), EraError> {
+        let Some((era, writeset)) = &mut self.writeset else {
+            return Err(EraError::BadInput("bits outside a writeset".to_owned()));
+        };
+        let nr_bits = u64::from(writeset.nr_bits);
+        if ranges.iter().any(|range| range.end > nr_bits) {
             return Err(EraError::BadInput(format!(
                 "the writeset of era {era} has bits past its end"
             )));
         }
+        self.metadata.enter()?;
+        writeset.root = bitset::set(&self.metadata.tm, writeset.root, ranges).await?;
+        self.metadata.usable = true;
+        Ok(())
+    }
+
+    /// The writeset that was begun, if any, is complete.
+    pub async fn writeset_end(&mut self) -> Result<(), EraError> {
+        let Some((era, writeset)) = self.writeset.take() else {
+            return Ok(());
+        };
+        let metadata = &mut self.metadata;
         metadata.enter()?;
-        let root = bitset::create(&metadata.tm, u64::from(nr_bits)).await?;
-        let root = bitset::set(&metadata.tm, root, marked).await?;
         let (root, is_new) = btree::insert(
             &metadata.tm,
             metadata.sb.writeset_tree_root,
             u64::from(era),
-            Writeset { nr_bits, root },
+            writeset,
             &WritesetRefs,
         )
         .await?;
@@ -94,17 +123,24 @@ impl Restore {
     }
 
     /// The era of a block; what is left out is 0. Blocks ascend. Error: EINVAL for a block past the end
-    /// or out of order.
+    /// or out of order, or an era after the current one.
     pub async fn era(&mut self, block: u64, era: u32) -> Result<(), EraError> {
         let nr_blocks = self.metadata.nr_blocks();
         if block >= nr_blocks {
             return Err(EraError::NoBlock { block, nr_blocks });
         }
-        if self.eras.last().is_some_and(|(last, _)| *last >= block) {
+        let current_era = self.metadata.sb.current_era;
+        if era > current_era {
+            return Err(EraError::BadInput(format!(
+                "block {block} has era {era}, the current era is {current_era}"
+            )));
+        }
+        if block < self.next_block {
             return Err(EraError::BadInput(format!(
                 "block {block} of the era array is out of order"
             )));
         }
+        self.next_block = block + 1;
         self.eras.push((block, era));
         match self.eras.len() >= PORTION {
             true => self.put_eras().await,
@@ -130,6 +166,7 @@ impl Restore {
 
     /// Makes it valid and durable.
     pub async fn finish(mut self) -> Result<EraMetadata, EraError> {
+        self.writeset_end().await?;
         self.put_eras().await?;
         self.metadata.sb_changed = true;
         self.metadata.commit().await?;

@@ -14,7 +14,7 @@ pub enum View {
 }
 
 impl EraMetadata {
-    async fn view(&self, view: View) -> Result<Superblock, EraError> {
+    pub(super) async fn view(&self, view: View) -> Result<Superblock, EraError> {
         match view {
             View::Live => Ok(self.sb),
             View::Snapshot => self.held_superblock().await,
@@ -39,55 +39,49 @@ impl EraMetadata {
     ) -> Result<Vec<Range<u64>>, EraError> {
         let sb = self.view(view).await?;
         let range = range.start..range.end.min(u64::from(sb.nr_blocks)).max(range.start);
-        // A bit per block: answers come in pages of the caller's choice.
-        let mut written = vec![false; (range.end - range.start) as usize];
-        let mut put = |block: u64| {
-            if let Some(slot) = written.get_mut((block - range.start) as usize) {
-                *slot = true;
-            }
-        };
-        array::walk(
-            &self.tm,
-            sb.era_array_root,
-            range.clone(),
-            |block, last: u32| {
-                if last >= era {
-                    put(block);
-                }
-                true
-            },
-        )
+        let eras = self
+            .last_eras(&sb, view == View::Live, era, range.clone())
+            .await?;
+        Ok(runs(range.start, &eras, era))
+    }
+
+    /// The last era each block of `range` was written in, whether digested or not. Writesets of eras
+    /// before `from_era` are left out. Four bytes per block: ranges are pages of the caller's choice.
+    pub(super) async fn last_eras(
+        &self,
+        sb: &Superblock,
+        with_current: bool,
+        from_era: u32,
+        range: Range<u64>,
+    ) -> Result<Vec<u32>, EraError> {
+        let mut eras = Vec::new();
+        array::walk(&self.tm, sb.era_array_root, range.clone(), |_, era: u32| {
+            eras.push(era);
+            true
+        })
         .await?;
-        let mut writesets = self.writesets(sb.writeset_tree_root).await?;
-        // That of a metadata snapshot is a copy of a root long gone.
-        if view == View::Live && sb.writeset_root != 0 {
-            writesets.push((
-                sb.current_era,
-                super::Writeset {
-                    nr_bits: sb.writeset_bits,
-                    root: sb.writeset_root,
-                },
-            ));
-        }
-        for (_, writeset) in writesets.iter().filter(|(of, _)| *of >= era) {
+        let writesets = self.all_writesets(sb, with_current).await?;
+        for (era, writeset) in writesets.iter().filter(|(era, _)| *era >= from_era) {
             let bits = range.start..range.end.min(u64::from(writeset.nr_bits));
             bitset::walk(&self.tm, writeset.root, bits, |block| {
-                put(block);
+                if let Some(last) = eras.get_mut((block - range.start) as usize) {
+                    *last = (*last).max(*era);
+                }
                 true
             })
             .await?;
         }
-        Ok(runs(range.start, &written))
+        Ok(eras)
     }
 }
 
-/// Runs of true values, the first value standing for `first`.
-fn runs(first: u64, values: &[bool]) -> Vec<Range<u64>> {
+/// Runs of eras from `era` on, the first value standing for block `first`.
+fn runs(first: u64, eras: &[u32], era: u32) -> Vec<Range<u64>> {
     let mut at = first;
     let mut found = Vec::new();
-    for run in values.chunk_by(|a, b| a == b) {
+    for run in eras.chunk_by(|a, b| (*a >= era) == (*b >= era)) {
         let end = at + run.len() as u64;
-        if run.first() == Some(&true) {
+        if run.first().is_some_and(|last| *last >= era) {
             found.push(at..end);
         }
         at = end;

@@ -1,6 +1,6 @@
 //! Archived writesets (era.md 2): what the values of their tree are and refer to.
 
-use super::{EraError, EraMetadata};
+use super::{EraError, EraMetadata, Superblock};
 use persistent_data::block::{get_u32, get_u64, put_u32, put_u64};
 use persistent_data::btree::{self, Value, ValueOps};
 use persistent_data::tm::TransactionManager;
@@ -75,5 +75,23 @@ impl EraMetadata {
             }
             .into()),
         }
+    }
+
+    /// The archived writesets, and perhaps the current one. That of a metadata snapshot must be left
+    /// out: it is a copy of a root long gone.
+    pub(super) async fn all_writesets(
+        &self,
+        sb: &Superblock,
+        with_current: bool,
+    ) -> std::result::Result<Vec<(u32, Writeset)>, EraError> {
+        let mut writesets = self.writesets(sb.writeset_tree_root).await?;
+        if with_current && sb.writeset_root != 0 {
+            let current = Writeset {
+                nr_bits: sb.writeset_bits,
+                root: sb.writeset_root,
+            };
+            writesets.push((sb.current_era, current));
+        }
+        Ok(writesets)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::dump::{EraInfo, Sink};
 use std::io::{self, Write};
+use std::ops::Range;
 
 /// Whose layout is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -133,13 +134,15 @@ impl<W: Write> Sink for XmlWriter<W> {
 /// Writes ranges of blocks as `era_invalidate` lists them, in the layout every reader of it takes.
 pub struct BlocksWriter<W> {
     out: W,
+    /// Not written yet: the next range may touch it.
+    last: Option<Range<u64>>,
 }
 
 impl<W: Write> BlocksWriter<W> {
-    /// Begins the list in `out`, which should be buffered.
+    /// Begins the list.
     pub fn begin(mut out: W) -> io::Result<Self> {
         out.write_all(b"<blocks>\n")?;
-        Ok(BlocksWriter { out })
+        Ok(BlocksWriter { out, last: None })
     }
 
     /// What is written to.
@@ -147,35 +150,48 @@ impl<W: Write> BlocksWriter<W> {
         &mut self.out
     }
 
-    /// The next range.
-    pub fn range(&mut self, range: std::ops::Range<u64>) -> io::Result<()> {
-        match range.end.saturating_sub(range.start) {
-            0 => Ok(()),
-            1 => writeln!(self.out, "  <block block=\"{}\"/>", range.start),
-            _ => writeln!(
-                self.out,
-                "  <range begin=\"{}\" end=\"{}\"/>",
-                range.start, range.end
-            ),
+    /// Blocks after all those before; ranges that touch become one.
+    pub fn range(&mut self, range: Range<u64>) -> io::Result<()> {
+        match &mut self.last {
+            _ if range.is_empty() => Ok(()),
+            Some(last) if last.end == range.start => {
+                last.end = range.end;
+                Ok(())
+            }
+            last => match last.replace(range) {
+                Some(done) => self.line(&done),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn line(&mut self, range: &Range<u64>) -> io::Result<()> {
+        let Range { start, end } = range;
+        match end - start {
+            1 => writeln!(self.out, "  <block block=\"{start}\"/>"),
+            _ => writeln!(self.out, "  <range begin=\"{start}\" end=\"{end}\"/>"),
         }
     }
 
     /// Ends the list, and gives back what was written to.
     pub fn end(mut self) -> io::Result<W> {
+        if let Some(last) = self.last.take() {
+            self.line(&last)?;
+        }
         self.out.write_all(b"</blocks>\n")?;
         self.out.flush()?;
         Ok(self.out)
     }
 }
 
-/// Writes ranges of blocks as [`BlocksWriter`] does.
+/// Writes a whole list; see [`BlocksWriter`].
 pub fn write_blocks<W: Write>(
-    out: &mut W,
-    ranges: impl IntoIterator<Item = std::ops::Range<u64>>,
+    out: W,
+    ranges: impl IntoIterator<Item = Range<u64>>,
 ) -> io::Result<()> {
-    let mut writer = BlocksWriter::begin(out)?;
+    let mut blocks = BlocksWriter::begin(out)?;
     for range in ranges {
-        writer.range(range)?;
+        blocks.range(range)?;
     }
-    writer.end().map(drop)
+    blocks.end().map(drop)
 }

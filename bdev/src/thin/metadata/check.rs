@@ -6,7 +6,7 @@
 
 use super::counts::{compare, survey_data_map, survey_metadata_map};
 use super::image::{Image, View, unpack};
-use super::problem::{Area, Owner, Problem, Problems};
+use super::problem::{Area, Owner, Problem, Problems, Severity};
 use super::refs::Details;
 use super::superblock::{SUPERBLOCK, Superblock};
 use super::survey::Survey;
@@ -316,6 +316,7 @@ impl ThinMetadata {
             findings.push(Finding {
                 block: problem.block(),
                 what,
+                is_leak: problem.severity() == Severity::Leak,
             });
         }
         Ok(findings)

@@ -163,7 +163,9 @@ impl Problem {
             Problem::Superblock { block, .. }
             | Problem::Rule { block, .. }
             | Problem::Mapped { root: block, .. } => *block,
-            Problem::Unusable { error, .. } | Problem::SpaceMap { error, .. } => block_of(error),
+            Problem::Unusable { error, .. } | Problem::SpaceMap { error, .. } => {
+                error.block().unwrap_or_default()
+            }
             Problem::Count { begin, .. } | Problem::Outside { begin, .. } => *begin,
             Problem::Allocated { .. } | Problem::Devices { .. } => 0,
         }
@@ -175,20 +177,6 @@ impl Problem {
             Problem::Count { area, .. } | Problem::Outside { area, .. } => *area,
             _ => Area::Metadata,
         }
-    }
-}
-
-/// The block an error names.
-pub(super) fn block_of(error: &Error) -> u64 {
-    match error {
-        Error::Device { block, .. }
-        | Error::WrongLocation { block, .. }
-        | Error::Checksum { block, .. }
-        | Error::Corrupt { block, .. }
-        | Error::WrongType { block, .. }
-        | Error::OutOfRange { block, .. }
-        | Error::BadCount { block } => *block,
-        Error::Flush(_) | Error::NoSpace | Error::BadSize { .. } | Error::Failed => 0,
     }
 }
 
