@@ -11,18 +11,10 @@ import pytest
 
 from harness import HostIO, free_port, thin_check
 from harness.pool import host_of, pool_on_files, random_file
+from harness.rpc import tree_rpc
 from harness.target import host_config
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def tree_rpc(target, *words):
-    """SPDK's own rpc.py."""
-    done = subprocess.run([sys.executable, os.environ['SPDK_DM_RPC_PY'], '-s', target.process.socket,
-                           *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_save_config_recreates_everything(lab):

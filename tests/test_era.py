@@ -10,6 +10,7 @@ import pytest
 from harness.era import (BLOCK, blocks_in, blocks_of, era_check, era_dump, era_invalidate, era_on_files,
                          snapshot_since, written_since)
 from harness.pool import aio, host_of, random_file, refused
+from harness.rpc import tree_rpc
 from harness.tools import _run, strict_tool
 
 MIB = 1 << 20
@@ -219,7 +220,6 @@ def test_refusals(lab):
 def test_saved_configuration(lab):
     """What save_config prints brings the era target back, also above a thin bdev, with its export while the
     metadata snapshot is held; and it saves as the same configuration again."""
-    from test_config import tree_rpc  # pylint: disable=import-outside-toplevel
     target = lab.target()
     rpc = target.rpc
     files = {name: lab.file(name, size) for name, size in (('pmeta', 16), ('pdata', 64), ('emeta', 4))}

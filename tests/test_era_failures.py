@@ -3,43 +3,16 @@
 
 import errno
 import random
-import struct
 import time
 
 import pytest
 
-from harness.era import (BLOCK, blocks_in, era_check, era_invalidate, era_on_files, snapshot_since, written_since)
-from harness.load import Load
+from harness.era import (BLOCK, ONLY_WRITES, blocks_in, era_check, era_invalidate, era_on_files, snapshot_since, written_since)
+from harness.load import Ledger, Load
 from harness.pool import aio, host_of, random_file, refused, wait_for
 from harness.target import nqn
 
 MIB = 1 << 20
-SECTOR = 512
-SLOT_SECTORS = 256
-# No unmaps and zeroings: an AIO bdev knows neither. What they do is tested on malloc bdevs.
-ONLY_WRITES = ('--clear-every', '4000000000')
-
-
-class Ledger:
-    """What a stress had issued, or made durable, at some moment (tests/hostio/src/ledger.rs)."""
-
-    def __init__(self, state, disk_bytes):
-        content = state.read_bytes()
-        self.slots = struct.unpack_from('<Q', content)[0]
-        rows = self.slots * SLOT_SECTORS
-        self.durable = struct.unpack_from(f'<{rows}Q', content, 32)
-        self.issued = struct.unpack_from(f'<{rows}Q', content, 32 + 8 * rows)
-        self._spare = disk_bytes // SECTOR // self.slots // 8
-
-    def block(self, row):
-        """The data block of 64 KiB a sector of a slot is in."""
-        slot = row // SLOT_SECTORS
-        shift = slot * 5 % min(max(self._spare - SLOT_SECTORS // 8, 1), 16)
-        return ((slot * self._spare + shift) * 8 + row % SLOT_SECTORS) * SECTOR // BLOCK
-
-    def written_after(self, before):
-        """Blocks in which a write is durable that was issued after another moment."""
-        return {self.block(row) for row, durable in enumerate(self.durable) if durable > before[row]}
 
 
 @pytest.mark.parametrize('which, rounds', [('target', 12), ('drive', 4)])
@@ -82,12 +55,12 @@ def test_kill_loop(lab, which, rounds):
             rpc.call('era_drop_metadata_snap', name='era')
         load = Load(host, state, '--seed', str(number), '--slots', '256', '--flush-every', '8', '--workers', '32',
                     *ONLY_WRITES)
-        for _ in range(3):
-            load.wait_durable(60)
+        for durable in (60, 120, 180):
+            load.wait_durable(durable)
             era = rpc.call('era_checkpoint', name='era')['era']
             # Issued before or soon after the checkpoint was answered: nothing is said of that.
             eras[era] = Ledger(state, disk).issued
-        load.wait_durable(250)
+        load.wait_durable(600)
         if number % 3 == 2:
             assert snapshot_since(rpc, opened)
         time.sleep(dice.random() * 0.5)

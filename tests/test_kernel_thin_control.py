@@ -4,7 +4,6 @@ each message and table is answered, on the same pools."""
 
 import errno
 import os
-import re
 import shutil
 from types import MappingProxyType
 from typing import Mapping
@@ -13,7 +12,7 @@ import pytest
 
 from harness import HostIO, RpcError, free_port, thin_check
 from harness.target import export, host_config
-from kernel import Kernel
+from kernel import Kernel, number_of
 from kernel.thin import FUNCTIONS, KernelPool
 
 MIB = 1 << 20
@@ -254,14 +253,6 @@ def test_messages(lab):
             ours.append((text, -error.code))
     target.stop()
     assert_same(ours, kernels)
-
-
-def number_of(words: str) -> int:
-    """The errno in an error message of dmsetup; 0 if there is none."""
-    failure = re.search(r'failed: (.*)', words)
-    if not failure:
-        return 0
-    return next(code for code in errno.errorcode if os.strerror(code) == failure.group(1).strip())
 
 
 def assert_same(ours: list, kernels: list, but: Mapping[str, int] = MappingProxyType({})) -> None:

@@ -9,6 +9,8 @@ from .pool import aio
 from .tools import _run, strict_tool
 
 BLOCK = 65536
+# For a stress without unmaps and zeroings: an AIO bdev knows neither. What they do is tested on malloc bdevs.
+ONLY_WRITES = ('--clear-every', '4000000000')
 
 
 def era_on_files(lab, target, meta_mb=4, origin_mb=64, blocks=(512, 512), **params):

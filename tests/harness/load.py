@@ -12,6 +12,10 @@ from .pool import wait_for
 # The word of a state file's header that asks a stress to stop (tests/hostio/src/ledger.rs).
 STOP_AT = 24
 HEADER_BYTES = 32
+SECTOR_BYTES = 512
+SLOT_SECTORS = 256
+# A data block.
+BLOCK_BYTES = 65536
 
 
 class Progress(NamedTuple):
@@ -81,3 +85,26 @@ def progress(state: Path) -> Progress:
         return Progress(0, 0)
     _, issued, durable = struct.unpack('<QQQ', header)
     return Progress(issued, durable)
+
+
+class Ledger:
+    """What a stress had issued, or made durable, in each sector of its slots at some moment
+    (tests/hostio/src/ledger.rs, stress.rs)."""
+
+    def __init__(self, state, disk_bytes):
+        content = state.read_bytes()
+        self.slots = struct.unpack_from('<Q', content)[0]
+        rows = self.slots * SLOT_SECTORS
+        self.durable = struct.unpack_from(f'<{rows}Q', content, HEADER_BYTES)
+        self.issued = struct.unpack_from(f'<{rows}Q', content, HEADER_BYTES + 8 * rows)
+        self._spare = disk_bytes // SECTOR_BYTES // self.slots // 8
+
+    def block(self, row):
+        """The data block of 64 KiB a sector of a slot is in."""
+        slot = row // SLOT_SECTORS
+        shift = slot * 5 % min(max(self._spare - SLOT_SECTORS // 8, 1), 16)
+        return ((slot * self._spare + shift) * 8 + row % SLOT_SECTORS) * SECTOR_BYTES // BLOCK_BYTES
+
+    def written_after(self, before):
+        """Blocks in which a write is durable that was issued after another moment."""
+        return {self.block(row) for row, durable in enumerate(self.durable) if durable > before[row]}

@@ -2,7 +2,10 @@
 """A JSON-RPC client that keeps the error object."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 
 
 class RpcError(Exception):
@@ -42,3 +45,12 @@ class RpcClient:
         if 'error' in answer:
             raise RpcError(method, answer['error'])
         return answer['result']
+
+
+def tree_rpc(target, *words):
+    """SPDK's own rpc.py."""
+    done = subprocess.run([sys.executable, os.environ['SPDK_DM_RPC_PY'], '-s', target.process.socket,
+                           *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -2,7 +2,9 @@
 """Boots Debian's user-mode-linux (a kernel that is a process; spdk-config/setup-kernel) with files as
 its disks. Inside are busybox, dmsetup, mke2fs, e2fsck, blkdiscard, and the modules of device-mapper."""
 
+import errno
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -182,3 +184,11 @@ def _living(group: int) -> bool:
         if int(its_group) == group and state != 'Z':
             return True
     return False
+
+
+def number_of(words: str) -> int:
+    """The errno in an error message of dmsetup; 0 if there is none."""
+    failure = re.search(r'failed: (.*)', words)
+    if not failure:
+        return 0
+    return next(code for code in errno.errorcode if os.strerror(code) == failure.group(1).strip())
