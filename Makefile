@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo run bench clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era run bench clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -78,10 +78,13 @@ test: ## Everything: check, unit, integration; ends with counts
 demo: build ## The main job from an empty machine, step by step
 	@$(PYTHON) spdk-config/demo $(DEMO)
 
+demo-era: build ## What eras are for: rollback with a cache, incremental backup
+	@$(PYTHON) spdk-config/era-rollback $(DEMO)
+
 run: build ## As demo, but leaves the target running in the foreground
 	@$(PYTHON) spdk-config/demo --foreground $(DEMO)
 
-bench: build ## bdevperf side by side: thin next to passthru
+bench: build ## bdevperf side by side: thin and era next to passthru
 	@$(PYTHON) bench/run $(BENCH)
 
 clean: cargo ## Remove what was built here (not the cache)

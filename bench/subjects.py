@@ -8,6 +8,8 @@ from harness import program
 
 # 1,048,576 mappings of 64 KiB.
 LARGE_MIB = 65536
+# 131,072 blocks of 64 KiB: few enough that random writes get to all of them.
+ERA_MIB = 8192
 # Of memory, so no larger than hugepages allow.
 MEMORY_MIB = 2048
 CLUSTER_BYTES = 65536
@@ -75,6 +77,21 @@ def passthru(base: dict):
     return [base, method('bdev_passthru_create', base_bdev_name='data', name='x')], 'x'
 
 
+def era(base: dict, origin='data'):
+    """Blocks of 64 KiB; nothing is marked, because each opening begins an era."""
+    return [base, malloc('meta', 64),
+            method('era_create', name='x', metadata_bdev='meta', origin_bdev=origin)], 'x'
+
+
+def era_delayed():
+    """The metadata on a bdev that takes as long for a write as an NVMe drive may."""
+    latencies = {f'{which}_{what}_latency': 100 if what == 'write' else 0
+                 for which in ('avg', 'p99') for what in ('read', 'write')}
+    return [malloc(), malloc('fast', 64),
+            method('bdev_delay_create', base_bdev_name='fast', name='meta', **latencies),
+            method('era_create', name='x', metadata_bdev='meta', origin_bdev='data')], 'x'
+
+
 # Name: folder -> (configuration, bdev). For bdevperf, everything mapped.
 MAPPED = {
     'null': lambda folder: ([null()], 'data'),
@@ -92,4 +109,20 @@ EMPTY = {
     'thin lvol': lambda: lvol(thin=True),
     'thin, skip_block_zeroing': lambda: thin_empty(zeroing=False),
     'thin, zeroing': lambda: thin_empty(zeroing=True),
+}
+
+# Name: () -> (configuration, bdev). Everything is written to before it is measured, so that all is marked.
+ERA = {
+    'null': lambda: ([null(ERA_MIB)], 'data'),
+    'passthru on null': lambda: passthru(null(ERA_MIB)),
+    'era on null': lambda: era(null(ERA_MIB)),
+}
+
+# Name: () -> (configuration, bdev), options of hostio rate. Each block written to for the first time in an era.
+STORM = {
+    'malloc': (lambda: ([malloc()], 'data'), []),
+    'era, 32 under way share commits': (lambda: era(malloc()), []),
+    'era, one commit per write': (lambda: era(malloc()), ['--depth', '1']),
+    'the same 32, metadata of 100 us': (era_delayed, []),
+    'one commit each, metadata of 100 us': (era_delayed, ['--depth', '1']),
 }

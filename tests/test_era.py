@@ -4,14 +4,21 @@
 import json
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from harness import HostIO, free_port
 from harness.era import (BLOCK, blocks_in, blocks_of, era_check, era_dump, era_invalidate, era_on_files,
                          snapshot_since, written_since)
 from harness.pool import aio, host_of, random_file, refused
 from harness.rpc import tree_rpc
+from harness.target import host_config
 from harness.tools import _run, strict_tool
+
+ROOT = Path(__file__).resolve().parents[1]
 
 MIB = 1 << 20
 EPERM, ENOTBLK, EBUSY, EEXIST, ENODEV, EINVAL, EILSEQ, ESTALE = 1, 15, 16, 17, 19, 22, 84, 116
@@ -254,3 +261,39 @@ def test_saved_configuration(lab):
     rpc.call('era_delete', name='later')
     again.stop()
     era_check(files['emeta'])
+
+
+def test_shipped_config(lab):
+    """spdk-config/era.json alone brings up era target and export, on empty files and again on the same
+    files, a new era each time."""
+    port = free_port()
+    text = (ROOT / 'spdk-config' / 'era.json').read_text()
+    meta = lab.file('meta', 4)
+    for old, new in (('/var/tmp/spdk-dm-eras.img', meta),
+                     ('/var/tmp/spdk-dm-origin.img', lab.file('origin', 64)), ('"4420"', f'"{port}"')):
+        assert old in text
+        text = text.replace(old, str(new))
+    config = lab.folder / 'shipped.json'
+    config.write_text(text)
+    host = HostIO(lab.folder, host_config(lab.folder / 'host.json', 'remote', port, 'era0'), 'remoten1',
+                  core_mask='0x1')
+    content, back = random_file(lab.folder / 'content', 1), lab.folder / 'back'
+    # Taking a snapshot begins an era, too.
+    for era in (1, 3):
+        target = lab.target(name=f'target{era}', config=config)
+        assert target.rpc.call('era_status', name='era0')['current_era'] == era
+        host.run('write', str(content), '--offset', str(era * MIB))
+        host.run('read', str(back), '--length', str(MIB), '--offset', str(MIB))
+        assert back.read_bytes() == content.read_bytes()
+        assert snapshot_since(target.rpc, era, name='era0') == set(range(era * 16, era * 16 + 16))
+        target.rpc.call('era_delete', name='era0')
+        target.stop()
+        era_check(meta)
+
+
+def test_use_case():
+    """The script of the use case runs to its end: it compares what it promises by itself."""
+    done = subprocess.run([sys.executable, str(ROOT / 'spdk-config' / 'era-rollback')], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout
+    assert 'the cache is right again' in done.stdout and 'the backup is the snapshot' in done.stdout
