@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import options_for_memory, thin_check
+from harness.era import era_check
 from harness.load import Load
 from harness.pool import aio, host_of
 from harness.process import environment, launch
@@ -57,17 +58,13 @@ def host_log(lab):
     return (lab.folder / 'hostio.log').read_text(errors='replace')
 
 
-def test_aborts(lab):
-    """SPDK's `abort` sends writes to blocks that must be provisioned first, on a slow data bdev, and an
-    Abort after each. Commands that wait for their block are aborted, others end by themselves; none
-    is lost, and the device serves on."""
+def abort(host, subsystem, workload):
+    """SPDK's `abort`: writes, and an Abort after each. Some are aborted, none is lost."""
     program = Path(os.environ['SPDK_DIR']) / 'build' / 'examples' / 'abort'
     if not program.exists():
         pytest.skip('this SPDK comes without its examples')
-    target, host = slow_pool(lab, 'none')
-    set_latency(target.rpc, 100_000)
-    where = f'trtype:TCP adrfam:IPv4 traddr:{ADDRESS} trsvcid:{host.port} subnqn:{nqn("t1")}'
-    process = launch([str(program), '-q', '32', '-o', '4096', '-w', 'randwrite', '-t', '2', '-c', '0x1',
+    where = f'trtype:TCP adrfam:IPv4 traddr:{ADDRESS} trsvcid:{host.port} subnqn:{nqn(subsystem)}'
+    process = launch([str(program), '-q', '32', '-o', '4096', '-w', workload, '-t', '2', '-c', '0x1',
                       '-r', where] + options_for_memory(256), environment(), subprocess.PIPE, text=True)
     output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, output
@@ -75,11 +72,41 @@ def test_aborts(lab):
     aborted = int(re.search(r'\bsuccess (\d+),', output).group(1))
     assert completed > 0 and aborted > 0, output
     assert failed <= aborted, output
+
+
+def test_aborts(lab):
+    """Writes to blocks that must be provisioned first, on a slow data bdev. Commands that wait for their
+    block are aborted, others end by themselves, and the device serves on."""
+    target, host = slow_pool(lab, 'none')
+    set_latency(target.rpc, 100_000)
+    abort(host, 't1', 'randwrite')
     set_latency(target.rpc, 0)
     state = lab.folder / 'state'
     host.run('stress', str(state), '--writes', '50')
     host.run('verify', str(state))
     close(lab, target)
+
+
+def test_aborts_of_first_writes(lab):
+    """Writes that must be recorded first, on a slow metadata bdev of an era target."""
+    target = lab.target()
+    rpc = target.rpc
+    aio(target, 'fast', lab.file('meta', 16))
+    rpc.call('bdev_delay_create', base_bdev_name='fast', name='data', avg_read_latency=0,
+             p99_read_latency=0, avg_write_latency=0, p99_write_latency=0)
+    rpc.call('bdev_malloc_create', name='origin', num_blocks=64 * 2048, block_size=512)
+    rpc.call('era_create', name='era', metadata_bdev='data', origin_bdev='origin', block_size_sectors=8)
+    host = host_of(lab, target, 'era')
+    set_latency(rpc, 50_000)
+    abort(host, 'era', 'randwrite')
+    set_latency(rpc, 0)
+    state = lab.folder / 'state'
+    host.run('stress', str(state), '--writes', '50', '--slots', '128', '--data-block-bytes', '512')
+    host.run('verify', str(state))
+    rpc.call('nvmf_subsystem_remove_ns', nqn=nqn('era'), nsid=1)
+    rpc.call('era_delete', name='era')
+    target.stop()
+    era_check(lab.folder / 'meta')
 
 
 def test_controller_reset_under_load(lab):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""bdevperf with the plugin in it: SPDK's own workloads on a thin bdev."""
+"""bdevperf with the plugin in it: SPDK's own workloads on a thin bdev and on an era bdev."""
 
 import json
 import os
@@ -15,6 +15,9 @@ POOL = [
     ('thin_pool_create', {'name': 'pool', 'metadata_bdev': 'meta', 'data_bdev': 'data'}),
     ('thin_create', {'pool': 'pool', 'id': 1, 'bdev_name': 't1', 'size_mib': 100}),
 ]
+
+ERA = [('era_create', {'name': 't1', 'metadata_bdev': 'meta', 'origin_bdev': 'data'})]
+BDEVS = pytest.mark.parametrize('bdev', [POOL, ERA], ids=['thin', 'era'])
 
 
 def malloc(name, blocks):
@@ -47,15 +50,17 @@ def bdevperf(lab, workload, methods, seconds=2):
     return float(rates[-1])
 
 
+@BDEVS
 @pytest.mark.parametrize('workload', ['verify', 'unmap', 'write_zeroes', 'flush', 'randwrite'])
-def test_workload(lab, workload):
+def test_workload(lab, workload, bdev):
     """Each of bdevperf's workloads runs through without an error, and really does I/O; `verify`
     compares what it reads."""
-    assert bdevperf(lab, workload, [malloc('meta', 32768), malloc('data', 262144)] + POOL) > 0
+    assert bdevperf(lab, workload, [malloc('meta', 32768), malloc('data', 262144)] + bdev) > 0
 
 
-def test_reset_with_io_outstanding(lab):
-    """A reset of the thin bdev while reads and writes wait for a slow data bdev succeeds, and what is
+@BDEVS
+def test_reset_with_io_outstanding(lab, bdev):
+    """A reset of the bdev while reads and writes wait for a slow data bdev succeeds, and what is
     read before and after it is right. bdevperf resets after ten seconds."""
     methods = [malloc('meta', 32768), malloc('slow', 262144), delay('data', 'slow', 100000)]
-    assert bdevperf(lab, 'reset', methods + POOL, seconds=12) > 0
+    assert bdevperf(lab, 'reset', methods + bdev, seconds=12) > 0

@@ -3,10 +3,12 @@
 
 import errno
 import random
+import threading
 import time
 
 import pytest
 
+from harness import RpcError
 from harness.era import (BLOCK, ONLY_WRITES, blocks_in, era_check, era_invalidate, era_on_files, snapshot_since, written_since)
 from harness.load import Ledger, Load
 from harness.pool import aio, host_of, random_file, refused, wait_for
@@ -217,3 +219,51 @@ def test_metadata_fails_and_comes_back(lab):
     rpc.call('era_delete', name='era')
     target.stop()
     era_check(meta)
+
+
+def test_reading_holds_the_snapshot_and_ends_with_the_target(lab):
+    """While era_written_since writes a file the metadata snapshot is not dropped, and first writes get their
+    turn; and when the target is closed it ends, and leaves no file."""
+    target = lab.target()
+    rpc = target.rpc
+    aio(target, 'fast', lab.file('meta', 64))
+    rpc.call('bdev_delay_create', base_bdev_name='fast', name='meta', avg_read_latency=0,
+             p99_read_latency=0, avg_write_latency=0, p99_write_latency=0)
+    # 1,048,576 blocks, so a thousand blocks of metadata to be read.
+    rpc.call('bdev_null_create', name='origin', num_blocks=65536 * 2048, block_size=512)
+    create = {'name': 'era', 'metadata_bdev': 'meta', 'origin_bdev': 'origin'}
+    rpc.call('era_create', **create)
+    rpc.call('era_take_metadata_snap', name='era')
+    # Nothing is in the cache.
+    rpc.call('era_delete', name='era')
+    rpc.call('era_create', **create)
+    host = host_of(lab, target, 'era')
+    for latency in 'avg_read', 'p99_read':
+        rpc.call('bdev_delay_update_latency', delay_bdev_name='meta', latency_type=latency, latency_us=100000)
+    errors, path = [], lab.folder / 'since.xml'
+
+    def dump():
+        try:
+            rpc.call('era_written_since', name='era', era=1, file=str(path))
+        except RpcError as error:
+            errors.append(error)
+    dumping = threading.Thread(target=dump)
+    dumping.start()
+    wait_for(path.exists)
+    refused(rpc, errno.EBUSY, ["'era'", 'being read'], 'era_drop_metadata_snap', name='era')
+    content = random_file(lab.folder / 'content', 1)
+    host.run('write', str(content), '--offset', str(5 * MIB))
+    assert dumping.is_alive()
+    rpc.call('nvmf_subsystem_remove_ns', nqn=nqn('era'), nsid=1)
+    rpc.call('era_delete', name='era')
+    dumping.join()
+    assert [error.code for error in errors] == [-errno.ENODEV]
+    wait_for(lambda: not path.exists())
+    for latency in 'avg_read', 'p99_read':
+        rpc.call('bdev_delay_update_latency', delay_bdev_name='meta', latency_type=latency, latency_us=0)
+    rpc.call('era_create', **create)
+    assert written_since(rpc, 1) == []
+    rpc.call('era_drop_metadata_snap', name='era')
+    assert snapshot_since(rpc, 2) == set(range(80, 96))
+    target.stop()
+    era_check(lab.folder / 'meta')

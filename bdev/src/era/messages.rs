@@ -3,13 +3,13 @@
 
 use super::metadata::{EraError, EraMetadata, View};
 use super::status::EraStatus;
-use super::worker::{Era, EraTargetError};
+use super::worker::{Era, EraTargetError, yield_now};
 use futures::lock::MutexGuard;
 use std::ops::Range;
 use std::str::FromStr;
 
 /// Blocks that are looked at in one go; between goes others get at the metadata.
-const PAGE_BLOCKS: u64 = 1 << 16;
+const PAGE_BLOCKS: u64 = 1 << 14;
 
 /// A message of device-mapper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,6 +185,8 @@ impl Era {
         range: Range<u64>,
         held_era: u32,
     ) -> Result<Vec<Range<u64>>, EraTargetError> {
+        // Who waits for the metadata since the page before gets it first: the lock alone is not fair.
+        yield_now().await;
         let mut metadata = self.lock_open().await?;
         let result = async {
             self.make_usable(&mut metadata).await?;

@@ -458,7 +458,7 @@ impl Era {
 }
 
 /// Lets other tasks of this core run first.
-async fn yield_now() {
+pub(super) async fn yield_now() {
     let mut yielded = false;
     futures::future::poll_fn(|context| {
         if std::mem::replace(&mut yielded, true) {

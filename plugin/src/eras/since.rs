@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// Blocks asked for at a time.
-const STEP_BLOCKS: u64 = 1 << 16;
+const STEP_BLOCKS: u64 = 1 << 14;
 
 /// A page ends after looking at so many blocks, so that it is not long in coming however few there are.
 const PAGE_BLOCKS: u64 = 1 << 22;
