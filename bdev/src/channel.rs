@@ -5,7 +5,7 @@
 //! learn when all I/O mapped before some moment has finished (a *barrier*) without the hot path
 //! paying more than one increment and one decrement of core-local memory.
 //!
-//! I/Os that look into much memory are *staged* and mapped several at a time ([`crate::stage`]).
+//! I/Os that look into much memory are *staged* and mapped several at a time (module `stage`).
 
 use crate::errno::Errno;
 use crate::stage::Stage;
