@@ -56,13 +56,13 @@ async fn restored_thin(xml: &[u8]) -> Result<ThinMetadata, ReadError<RestoreErro
 }
 
 async fn thin(xml: &[u8]) {
-    let metadata = match restored_thin(xml).await {
+    let mut metadata = match restored_thin(xml).await {
         Ok(metadata) => metadata,
         Err(error) => return look_at(xml, &error),
     };
     assert_eq!(metadata.check().await, Ok(Vec::new()));
     let dump = metadata.dump_xml().await.unwrap();
-    let again = restored_thin(dump.as_bytes()).await.unwrap();
+    let mut again = restored_thin(dump.as_bytes()).await.unwrap();
     assert_eq!(again.dump_xml().await.unwrap(), dump);
 }
 
