@@ -4,15 +4,21 @@
 //! queues ([`ToOwner`], [`ToChannel`]). The in-flight count is kept in epochs, so that the owner can
 //! learn when all I/O mapped before some moment has finished (a *barrier*) without the hot path
 //! paying more than one increment and one decrement of core-local memory.
+//!
+//! I/Os that look into much memory are *staged* and mapped several at a time ([`crate::stage`]).
 
 use crate::errno::Errno;
+use crate::stage::Stage;
 use crate::target::{BaseId, IoKind, Map, Request, Target};
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::{Poll, ready};
 
 /// What the core's host (an SPDK channel, a simulated core) does for the engine.
 pub trait Host: 'static {
@@ -35,6 +41,10 @@ pub trait Host: 'static {
 
     /// Identity of an I/O, for aborts.
     fn id(&self, io: &Self::Io) -> u64;
+
+    /// Begins to fetch memory into the core's caches, and does not wait for it. Advice.
+    #[inline]
+    fn prefetch(&self, _memory: &AtomicU64) {}
 }
 
 /// Proof that an I/O was counted as in flight; travels with it through the base device.
@@ -111,6 +121,9 @@ enum Slot<T: Target, I> {
     Returned(I),
 }
 
+/// A core's own handle on a volume: cloned without touching memory that other cores write.
+pub type VolumeHandle<T> = Rc<Arc<<T as Target>::Volume>>;
+
 struct Epoch {
     number: u64,
     in_flight: u64,
@@ -132,6 +145,7 @@ pub struct Channel<T: Target, H: Host> {
     next_parked: Cell<u64>,
     /// I/O sent at the owner's order, by the I/O's identity.
     forwarding: RefCell<BTreeMap<u64, Parked>>,
+    stage: Stage<T, H::Io>,
 }
 
 impl<T: Target, H: Host> Channel<T, H> {
@@ -155,16 +169,27 @@ impl<T: Target, H: Host> Channel<T, H> {
             parked: RefCell::new(BTreeMap::new()),
             next_parked: Cell::new(0),
             forwarding: RefCell::new(BTreeMap::new()),
+            stage: Stage::new(),
         });
         (channel, rx)
     }
 
-    /// Serves the owner's messages until the owner lets go of the channel. To be spawned on the
-    /// channel's own core.
+    /// Serves the owner's messages and maps what is staged until the owner lets go of the channel. To be
+    /// spawned on the channel's own core.
     pub async fn run(self: Rc<Self>, mut rx: mpsc::UnboundedReceiver<ToChannel>) {
-        while let Some(message) = rx.next().await {
-            self.handle(message);
-        }
+        poll_fn(|context| {
+            self.stage.is_served_by(context.waker());
+            self.map_staged();
+            loop {
+                match ready!(rx.poll_next_unpin(context)) {
+                    Some(message) => self.handle(message),
+                    None => return Poll::Ready(()),
+                }
+            }
+        })
+        .await;
+        self.stage.is_not_served();
+        self.map_staged();
         // The owner is gone without an answer: nothing parked may hang.
         self.fail_parked(Errno::ENODEV);
     }
@@ -185,9 +210,9 @@ impl<T: Target, H: Host> Channel<T, H> {
                 .sum::<u64>()
     }
 
-    /// I/O waiting for the owner.
+    /// I/O waiting for the owner, or to be mapped.
     pub fn nr_parked(&self) -> usize {
-        self.parked.borrow().len()
+        self.parked.borrow().len() + self.stage.len()
     }
 
     /// Tells the owner that this channel is going away. Nothing may be in flight or parked.
@@ -197,10 +222,34 @@ impl<T: Target, H: Host> Channel<T, H> {
 
     /// Takes an I/O. The hot path.
     #[inline]
-    pub fn submit(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io) {
+    pub fn submit(&self, volume: &VolumeHandle<T>, request: Request, io: H::Io) {
         if !self.joined.get() {
             return self.park_unmapped(volume, request, io);
         }
+        match T::looks_at(volume, &request) {
+            Some(memory) if self.stage.pays(self.in_flight.get()) => {
+                self.host.prefetch(memory);
+                if self.stage.push(volume, request, io) {
+                    self.map_staged();
+                }
+            }
+            _ => {
+                if request.kind == IoKind::Reset {
+                    // The barrier of a reset is for what was submitted before it.
+                    self.map_staged();
+                }
+                self.map(volume, request, io);
+            }
+        }
+    }
+
+    fn map_staged(&self) {
+        self.stage
+            .take_all(|volume, request, io| self.map(volume, request, io));
+    }
+
+    #[inline]
+    fn map(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io) {
         match T::map(volume, &request) {
             Map::Remap { base, block } => {
                 self.in_flight.set(self.in_flight.get() + 1);
@@ -241,6 +290,10 @@ impl<T: Target, H: Host> Channel<T, H> {
     /// Completes a parked I/O as aborted. False when it is not parked here, or is already on its
     /// way to a base device.
     pub fn abort(&self, io_id: u64) -> bool {
+        if let Some(io) = self.stage.remove(|io| self.host.id(io) == io_id) {
+            self.host.complete(io, Err(Errno::ECANCELED));
+            return true;
+        }
         let found = self
             .parked
             .borrow()
@@ -294,14 +347,14 @@ impl<T: Target, H: Host> Channel<T, H> {
                 let early = std::mem::take(&mut *self.parked.borrow_mut());
                 for slot in early.into_values() {
                     if let Slot::Waiting(volume, request, io) = slot {
-                        self.submit(&volume, request, io);
+                        self.map(&volume, request, io);
                     }
                 }
             }
             ToChannel::Retry(name) => {
                 let slot = self.parked.borrow_mut().remove(&name);
                 if let Some(Slot::Waiting(volume, request, io)) = slot {
-                    self.submit(&volume, request, io);
+                    self.map(&volume, request, io);
                 }
             }
             ToChannel::Complete(name, result) => self.complete_parked(name, result),

@@ -13,5 +13,6 @@ pub mod errno;
 pub mod locks;
 pub mod owner;
 pub mod runtime;
+mod stage;
 pub mod target;
 pub mod thin;

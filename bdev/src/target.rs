@@ -5,6 +5,7 @@
 
 use crate::errno::Errno;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// Kind of an I/O as a bdev user submits it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,4 +78,12 @@ pub trait Target: 'static {
     /// Decides an I/O. Allocates nothing, takes no lock, and in steady state touches no cache line
     /// that another core writes.
     fn map(volume: &Arc<Self::Volume>, request: &Request) -> Map;
+
+    /// The memory [`Target::map`] will look into for this I/O, where that is likely in no cache of the
+    /// core's and can be told without looking there. The engine has it fetched for several I/Os at a time
+    /// before it maps them.
+    #[inline]
+    fn looks_at<'a>(_volume: &'a Self::Volume, _request: &Request) -> Option<&'a AtomicU64> {
+        None
+    }
 }

@@ -29,6 +29,7 @@ fn table(name: &str, line: &str) -> Result<(), rpc::RpcError> {
     let written = match &parsed {
         Table::ThinPool(length, pool) => table::pool_line(*length, pool),
         Table::Thin(thin) => table::thin_line(thin.nr_sectors()?, thin),
+        Table::Era(era) => table::era_line(era.size_sectors.unwrap_or(0), era),
     };
     let again = table::parse(name, &written).expect("what is written can be read");
     match (parsed, again) {
@@ -39,6 +40,7 @@ fn table(name: &str, line: &str) -> Result<(), rpc::RpcError> {
             }
         }
         (Table::Thin(thin), Table::Thin(thin_again)) => assert_eq!(thin, thin_again),
+        (Table::Era(era), Table::Era(era_again)) => assert_eq!(era, era_again),
         _ => panic!("another target: {written}"),
     }
     Ok(())

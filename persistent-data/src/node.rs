@@ -144,11 +144,16 @@ pub fn find(bytes: &BlockBytes, wanted: u64) -> Option<usize> {
 
 /// Inserts an entry before entry `i`; there is room, and the value has the node's size.
 pub fn insert(bytes: &mut BlockBytes, i: usize, new_key: u64, new_value: &[u8]) {
+    open_gap(bytes, i, new_key).copy_from_slice(new_value);
+}
+
+/// Makes an entry at `i`. The caller fills its value.
+pub fn open_gap(bytes: &mut BlockBytes, i: usize, new_key: u64) -> &mut [u8] {
     let nr = nr_entries(bytes);
     shift(bytes, i, nr, i + 1);
     set_nr_entries(bytes, nr + 1);
     set_key(bytes, i, new_key);
-    value_mut(bytes, i).copy_from_slice(new_value);
+    value_mut(bytes, i)
 }
 
 /// Removes entries `begin..end`.

@@ -29,8 +29,9 @@ const BITMAP_HEADER_BYTES: usize = 16;
 const INDEX_HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
 
-/// Differences are applied before the commit when there are this many, to bound memory.
-const MAX_DIFFERENCES: usize = 1 << 18;
+/// Differences are applied before the commit when there are this many, to bound memory, and to keep
+/// what each allocation looks into in the core's caches.
+const MAX_DIFFERENCES: usize = 1 << 16;
 
 /// A bitmap block.
 pub static BITMAP: Kind = Kind {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::space_map::{
     self, INDEX, MAX_METADATA_BITMAPS, MAX_METADATA_BLOCKS, SpaceMap, SpaceMapRoot,
 };
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -24,8 +24,9 @@ pub struct TransactionManager {
     cache: BlockCache,
     map: SpaceMap,
     index_block: Cell<u64>,
-    /// Blocks allocated in this transaction: they may be changed in place.
-    shadows: RefCell<FxHashSet<u64>>,
+    /// Blocks allocated in this transaction: they may be changed in place, unless they have got a second
+    /// reference. The value tells whether they ever had.
+    shadows: RefCell<FxHashMap<u64, bool>>,
 }
 
 impl TransactionManager {
@@ -115,14 +116,14 @@ impl TransactionManager {
 
     async fn claim(&self, block: u64, kind: &'static Kind) -> Result<Rc<Block>> {
         self.map.claim(block);
-        self.shadows.borrow_mut().insert(block);
+        self.shadows.borrow_mut().insert(block, false);
         self.cache.zeroed(block, kind).await
     }
 
     /// A new block of zeroes with one reference.
     pub async fn new_block(&self, kind: &'static Kind) -> Result<Rc<Block>> {
         let block = self.map.allocate(self).await?;
-        self.shadows.borrow_mut().insert(block);
+        self.shadows.borrow_mut().insert(block, false);
         self.cache.zeroed(block, kind).await
     }
 
@@ -130,8 +131,12 @@ impl TransactionManager {
     /// what it points to has gained a referrer, which the caller counts.
     pub async fn shadow(&self, block: u64, kind: &'static Kind) -> Result<(Rc<Block>, bool)> {
         let old = self.cache.read(block, kind).await?;
+        let known = self.shadows.borrow().get(&block).copied();
+        if known == Some(false) {
+            return Ok((old, false));
+        }
         let shared = self.map.count(self, block).await? > 1;
-        if !shared && self.shadows.borrow().contains(&block) {
+        if !shared && known.is_some() {
             return Ok((old, false));
         }
         let new = self.new_block(kind).await?;
@@ -142,13 +147,16 @@ impl TransactionManager {
 
     /// Adds a reference.
     pub fn inc(&self, block: u64) -> Result<()> {
+        if let Some(shared) = self.shadows.borrow_mut().get_mut(&block) {
+            *shared = true;
+        }
         self.map.inc(block)
     }
 
     /// Takes a reference away; without any the block is free. True when it was the last.
     pub async fn dec(&self, block: u64) -> Result<bool> {
         let last = self.map.dec(self, block).await?;
-        if last && self.shadows.borrow_mut().remove(&block) {
+        if last && self.shadows.borrow_mut().remove(&block).is_some() {
             self.cache.forget(block);
         }
         Ok(last)

@@ -1,6 +1,7 @@
 //! The RPC methods, carried out on the registry.
 
 use crate::dump;
+use crate::export::{ERA, POOL};
 use crate::readers::Readers;
 use crate::registry::{PoolState, Registry, no_pool, registry};
 use async_trait::async_trait;
@@ -10,9 +11,9 @@ use rpc::RpcError;
 use rpc::dispatch::{Answer, Backend, dispatch};
 use rpc::message::PoolMessage;
 use rpc::params::{
-    DmCreate, DmMessage, Name, PoolName, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete,
-    ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus,
-    ThinSetTransactionId, ThinSnapshot,
+    DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
+    PoolName, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList,
+    ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
 };
 use rpc::table::{self, Table};
 use rpc::{params, status};
@@ -62,6 +63,10 @@ impl Methods {
         self.0.pools.borrow().contains_key(name)
     }
 
+    fn has_era(&self, name: &str) -> bool {
+        self.0.eras.borrow().contains_key(name)
+    }
+
     fn readers(&self, pool: &str) -> Result<Rc<Readers>, RpcError> {
         Ok(self.0.open_entry(pool)?.readers.clone())
     }
@@ -69,7 +74,7 @@ impl Methods {
     fn no_device(name: &str) -> RpcError {
         RpcError::new(
             Errno::ENODEV,
-            format!("there is no device '{name}'; see thin_pool_status and thin_list"),
+            format!("there is no device '{name}'; see thin_pool_status, thin_list and era_status"),
         )
     }
 
@@ -293,16 +298,8 @@ impl Backend for Methods {
 
     async fn thin_metadata_snap_unexport(&self, params: PoolName) -> Answer {
         self.0.open_entry(&params.pool)?;
-        match self.0.unexport(&params.pool).await {
-            true => Ok(json!(true)),
-            false => Err(RpcError::new(
-                Errno::ENODEV,
-                format!(
-                    "the metadata snapshot of pool '{}' is not exported",
-                    params.pool
-                ),
-            )),
-        }
+        self.0.unexport_or_refuse(&POOL, &params.pool).await?;
+        Ok(json!(true))
     }
 
     async fn thin_dump(&self, params: ThinDump) -> Answer {
@@ -317,16 +314,68 @@ impl Backend for Methods {
         readers.read("thin_delta", work).await
     }
 
+    async fn era_create(&self, params: EraCreate) -> Answer {
+        self.0.create_era(params).await
+    }
+
+    async fn era_delete(&self, params: Name) -> Answer {
+        self.0.delete_era(&params.name).await?;
+        Ok(json!(true))
+    }
+
+    async fn era_checkpoint(&self, params: Name) -> Answer {
+        let era = self.0.checkpoint(&params.name).await?;
+        Ok(json!({ "name": params.name, "era": era }))
+    }
+
+    async fn era_take_metadata_snap(&self, params: Name) -> Answer {
+        let (block, era) = self.0.take_metadata_snap(&params.name).await?;
+        Ok(json!({ "name": params.name, "era": era, "metadata_snap": block }))
+    }
+
+    async fn era_drop_metadata_snap(&self, params: Name) -> Answer {
+        self.0.drop_metadata_snap(&params.name).await?;
+        Ok(json!(true))
+    }
+
+    async fn era_status(&self, params: EraStatus) -> Answer {
+        if let Some(name) = params.name {
+            return self.0.era_status(&name).await;
+        }
+        let names: Vec<String> = self.0.eras.borrow().keys().cloned().collect();
+        let mut all = Vec::with_capacity(names.len());
+        for name in names {
+            all.push(self.0.era_status(&name).await?);
+        }
+        Ok(Value::Array(all))
+    }
+
+    async fn era_written_since(&self, params: EraWrittenSince) -> Answer {
+        self.0.written_since(&params).await
+    }
+
+    async fn era_metadata_snap_export(&self, params: EraMetadataSnapExport) -> Answer {
+        Ok(json!(self.0.export_era(&params).await?))
+    }
+
+    async fn era_metadata_snap_unexport(&self, params: Name) -> Answer {
+        self.0.use_era(&params.name)?;
+        self.0.unexport_or_refuse(&ERA, &params.name).await?;
+        Ok(json!(true))
+    }
+
     async fn dm_create(&self, params: DmCreate) -> Answer {
         match table::parse(&params.name, &params.table)? {
             Table::ThinPool(_, pool) => self.thin_pool_create(pool).await,
             Table::Thin(thin) => self.thin_activate(thin).await,
+            Table::Era(era) => self.era_create(era).await,
         }
     }
 
     async fn dm_remove(&self, params: Name) -> Answer {
         match self.has_pool(&params.name) {
             true => self.thin_pool_delete(params).await,
+            false if self.has_era(&params.name) => self.era_delete(params).await,
             false if self.thin(&params.name).is_some() => {
                 self.0.deactivate(&params.name, false).await?;
                 Ok(json!(true))
@@ -337,6 +386,10 @@ impl Backend for Methods {
 
     async fn dm_message(&self, params: DmMessage) -> Answer {
         let name = params.name;
+        if self.has_era(&name) {
+            self.0.era_message(&name, &params.message).await?;
+            return Ok(json!(true));
+        }
         if !self.has_pool(&name) {
             return Err(match self.thin(&name) {
                 Some(_) => RpcError::invalid(format!("thin device '{name}' takes no messages")),
@@ -378,6 +431,15 @@ impl Backend for Methods {
                 "status": status::pool_json(&name, &found),
             }));
         }
+        if self.has_era(&name) {
+            let found = self.0.use_era(&name)?.status().await?;
+            return Ok(json!({
+                "name": name,
+                "target": "era",
+                "line": found.to_string(),
+                "status": status::era_json(&name, &found),
+            }));
+        }
         let (pool, id, _) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
         let open = self.0.open_entry(&pool)?;
         let found = open.pool.thin_status(id).await.map_err(refuse)?;
@@ -397,6 +459,9 @@ impl Backend for Methods {
                 _ => 0,
             };
             return Ok(json!(table::pool_line(length, &entry.params)));
+        }
+        if let Some(entry) = self.0.eras.borrow().get(&name) {
+            return Ok(json!(table::era_line(entry.nr_sectors(), &entry.params)));
         }
         let (_, _, sectors) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
         let thins = self.0.thins.borrow();

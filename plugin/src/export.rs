@@ -1,10 +1,11 @@
-//! A pool's metadata bdev as a read-only bdev, so that tools on other hosts read the metadata snapshot
-//! while the pool is in use.
+//! A target's metadata bdev as a read-only bdev, so that tools on other hosts read the metadata snapshot
+//! while the target is in use.
 //!
-//! There is at most one per pool. While it is there the metadata snapshot cannot be released: readers
-//! that nobody here knows of would see blocks change. It goes before the pool closes.
+//! There is at most one per target. While it is there the metadata snapshot cannot be let go: readers
+//! that nobody here knows of would see blocks change. It goes before the target closes. Pools and era
+//! targets have names of their own each, so a name says whose export it is.
 
-use crate::registry::{OpenPool, Registry, call, registry};
+use crate::registry::{Registry, call, registry};
 use bdev::errno::Errno;
 use futures::channel::oneshot;
 use rpc::RpcError;
@@ -12,6 +13,60 @@ use rpc::params::ThinMetadataSnapExport;
 use spdk::base::{self, BaseChannel, Descriptor, IoKind};
 use spdk::vbdev::{BdevIo, Destructed, Driver, Params, Vbdev};
 use std::rc::Rc;
+
+/// Of what kind of target a metadata snapshot is, in words for users.
+pub struct ExportKind {
+    target: &'static str,
+    product_name: &'static str,
+    info: &'static str,
+    unexport: &'static str,
+}
+
+/// Pools.
+pub static POOL: ExportKind = ExportKind {
+    target: "pool",
+    product_name: "spdk-dm thin metadata snapshot",
+    info: "thin_metadata_snap",
+    unexport: "thin_metadata_snap_unexport",
+};
+
+/// Era targets.
+pub static ERA: ExportKind = ExportKind {
+    target: "era",
+    product_name: "spdk-dm era metadata snapshot",
+    info: "era_metadata_snap",
+    unexport: "era_metadata_snap_unexport",
+};
+
+/// What is to be exported.
+pub struct Export<'a> {
+    /// Of what kind the target is.
+    pub kind: &'static ExportKind,
+    /// The target's name.
+    pub target: &'a str,
+    /// Name of the bdev.
+    pub bdev_name: String,
+    /// The target's metadata bdev.
+    pub metadata: Descriptor,
+    /// The call that makes the bdev again.
+    pub config: String,
+}
+
+/// The result of an export: what was saved with a configuration (`wait`) should not keep an SPDK target
+/// from starting.
+pub fn exported_or_warned(
+    wait: bool,
+    bdev_name: String,
+    result: Result<(), RpcError>,
+) -> Result<String, RpcError> {
+    match result {
+        Err(error) if wait => {
+            log::warn!("bdev '{bdev_name}' is not there: {}", error.message);
+            Ok(bdev_name)
+        }
+        result => result.map(|()| bdev_name),
+    }
+}
 
 /// An exported metadata snapshot.
 pub struct ExportEntry {
@@ -23,13 +78,13 @@ pub struct ExportEntry {
 }
 
 impl Registry {
-    /// The bdev that exports a pool's metadata snapshot.
-    pub fn exported(&self, pool: &str) -> Option<String> {
+    /// The bdev that exports a target's metadata snapshot.
+    pub fn exported(&self, target: &str) -> Option<String> {
         let exports = self.exports.borrow();
-        Some(exports.get(pool)?.bdev_name.clone())
+        Some(exports.get(target)?.bdev_name.clone())
     }
 
-    /// Registers the bdev. Returns its name.
+    /// Registers the bdev of a pool. Returns its name.
     pub async fn export(
         self: &Rc<Self>,
         params: &ThinMetadataSnapExport,
@@ -37,45 +92,47 @@ impl Registry {
         if params.wait {
             self.wait_opening(&params.pool).await;
         }
-        match self.try_export(params).await {
-            // What was saved with a configuration should not keep a target from starting.
-            Err(error) if params.wait => {
-                log::warn!(
-                    "bdev '{}' is not there: {}",
-                    params.bdev_name(),
-                    error.message
-                );
-                Ok(params.bdev_name())
-            }
-            result => result,
-        }
+        let result = self.try_export(params).await;
+        exported_or_warned(params.wait, params.bdev_name(), result)
     }
 
-    async fn try_export(
-        self: &Rc<Self>,
-        params: &ThinMetadataSnapExport,
-    ) -> Result<String, RpcError> {
+    async fn try_export(self: &Rc<Self>, params: &ThinMetadataSnapExport) -> Result<(), RpcError> {
         let (readers, metadata) = {
             let open = self.open_entry(&params.pool)?;
             (open.readers.clone(), open.metadata.clone())
         };
+        let saved = ThinMetadataSnapExport {
+            bdev_name: Some(params.bdev_name()),
+            wait: true,
+            ..params.clone()
+        };
+        let export = Export {
+            kind: &POOL,
+            target: &params.pool,
+            bdev_name: params.bdev_name(),
+            metadata,
+            config: call("thin_metadata_snap_export", &saved),
+        };
         // A reader, so that the snapshot is not released before the export is known.
-        let export = async |_| self.register_export(params, metadata);
+        let export = async |_| self.register_export(export);
         readers.read("thin_metadata_snap_export", export).await
     }
 
-    fn register_export(
-        &self,
-        params: &ThinMetadataSnapExport,
-        metadata: Descriptor,
-    ) -> Result<String, RpcError> {
-        let bdev_name = params.bdev_name();
-        if let Some(there) = self.exported(&params.pool) {
+    /// Registers the bdev of a metadata snapshot that the caller keeps from being let go meanwhile.
+    pub fn register_export(&self, export: Export<'_>) -> Result<(), RpcError> {
+        let Export {
+            kind,
+            target,
+            bdev_name,
+            metadata,
+            config,
+        } = export;
+        if let Some(there) = self.exported(target) {
             return Err(RpcError::new(
                 Errno::EEXIST,
                 format!(
-                    "the metadata snapshot of pool '{}' is exported already, as bdev '{there}'",
-                    params.pool
+                    "the metadata snapshot of {} '{target}' is exported already, as bdev '{there}'",
+                    kind.target
                 ),
             ));
         }
@@ -92,7 +149,7 @@ impl Registry {
         let vbdev = Vbdev::register(
             &Params {
                 name: bdev_name.clone(),
-                product_name: "spdk-dm thin metadata snapshot".to_owned(),
+                product_name: kind.product_name.to_owned(),
                 block_bytes: info.block_bytes,
                 nr_blocks: info.nr_blocks,
                 optimal_boundary_blocks: 0,
@@ -101,11 +158,9 @@ impl Registry {
             },
             ExportDriver {
                 metadata,
-                params: ThinMetadataSnapExport {
-                    bdev_name: Some(bdev_name.clone()),
-                    wait: true,
-                    ..params.clone()
-                },
+                kind,
+                target: target.to_owned(),
+                config,
             },
         )
         .map_err(|errno| match Errno(errno) {
@@ -113,21 +168,21 @@ impl Registry {
             errno => RpcError::new(errno, format!("bdev '{bdev_name}' cannot be registered")),
         })?;
         self.exports.borrow_mut().insert(
-            params.pool.clone(),
+            target.to_owned(),
             ExportEntry {
-                bdev_name: bdev_name.clone(),
+                bdev_name,
                 vbdev: Some(vbdev),
                 waiting: Vec::new(),
             },
         );
-        Ok(bdev_name)
+        Ok(())
     }
 
     /// Unregisters the bdev and waits until it is gone. False: there is none.
-    pub async fn unexport(&self, pool: &str) -> bool {
+    pub async fn unexport(&self, target: &str) -> bool {
         let (vbdev, gone) = {
             let mut exports = self.exports.borrow_mut();
-            let Some(entry) = exports.get_mut(pool) else {
+            let Some(entry) = exports.get_mut(target) else {
                 return false;
             };
             let (tx, rx) = oneshot::channel();
@@ -142,19 +197,46 @@ impl Registry {
         true
     }
 
-    /// Lets the metadata snapshot of a pool go, unless somebody may be reading it.
-    pub async fn release_metadata_snap(&self, pool: &str) -> Result<(), RpcError> {
-        let open: Rc<OpenPool> = self.open_entry(pool)?;
-        let readers = open.readers.clone();
-        drop(open);
-        if let Some(bdev) = self.exported(pool) {
-            return Err(RpcError::new(
+    /// Unregisters the bdev at a user's wish.
+    pub async fn unexport_or_refuse(
+        &self,
+        kind: &'static ExportKind,
+        target: &str,
+    ) -> Result<(), RpcError> {
+        match self.unexport(target).await {
+            true => Ok(()),
+            false => Err(RpcError::new(
+                Errno::ENODEV,
+                format!(
+                    "the metadata snapshot of {} '{target}' is not exported",
+                    kind.target
+                ),
+            )),
+        }
+    }
+
+    /// EBUSY while there is the bdev.
+    pub fn check_not_exported(
+        &self,
+        kind: &'static ExportKind,
+        target: &str,
+    ) -> Result<(), RpcError> {
+        match self.exported(target) {
+            None => Ok(()),
+            Some(bdev) => Err(RpcError::new(
                 Errno::EBUSY,
                 format!(
-                    "the metadata snapshot of pool '{pool}' is exported as bdev '{bdev}'; thin_metadata_snap_unexport it first"
+                    "the metadata snapshot of {} '{target}' is exported as bdev '{bdev}'; {} it first",
+                    kind.target, kind.unexport
                 ),
-            ));
+            )),
         }
+    }
+
+    /// Lets the metadata snapshot of a pool go, unless somebody may be reading it.
+    pub async fn release_metadata_snap(&self, pool: &str) -> Result<(), RpcError> {
+        let readers = self.open_entry(pool)?.readers.clone();
+        self.check_not_exported(&POOL, pool)?;
         readers.release().await
     }
 }
@@ -162,7 +244,9 @@ impl Registry {
 /// The bdev as SPDK sees it.
 struct ExportDriver {
     metadata: Descriptor,
-    params: ThinMetadataSnapExport,
+    kind: &'static ExportKind,
+    target: String,
+    config: String,
 }
 
 impl Driver for ExportDriver {
@@ -175,7 +259,7 @@ impl Driver for ExportDriver {
     fn submit(channel: &BaseChannel, io: BdevIo, kind: IoKind, offset: u64, _: u64) {
         match kind {
             IoKind::Read => io.forward(channel, channel.descriptor(), offset, 0),
-            // A reset, too: it would reach the pool's own I/O.
+            // A reset, too: it would reach the target's own I/O.
             _ => io.complete(Errno::EOPNOTSUPP.0),
         }
     }
@@ -189,24 +273,24 @@ impl Driver for ExportDriver {
     }
 
     fn destruct(&self, done: Destructed) {
-        let pool = self.params.pool.clone();
+        let target = self.target.clone();
         let Some(registry) = registry() else {
             return drop(done);
         };
         spdk::executor::spawn(async move {
             // Closes the driver's descriptor of the metadata bdev, so before anybody is told.
             drop(done);
-            registry.exports.borrow_mut().remove(&pool);
+            registry.exports.borrow_mut().remove(&target);
             registry.close_idle_pools();
         });
     }
 
     fn info(&self) -> (&'static str, String) {
-        let info = serde_json::json!({ "pool": self.params.pool });
-        ("thin_metadata_snap", info.to_string())
+        let info = serde_json::json!({ self.kind.target: self.target });
+        (self.kind.info, info.to_string())
     }
 
     fn config(&self) -> String {
-        call("thin_metadata_snap_export", &self.params)
+        self.config.clone()
     }
 }

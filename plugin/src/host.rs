@@ -1,9 +1,10 @@
 //! What the engine and the owner need of SPDK: channels, timers, tasks.
 
 use bdev::channel::{Channel, ChannelId, Host, Ticket, ToOwner};
+use bdev::era::EraTarget;
 use bdev::errno::Errno;
 use bdev::runtime::Runtime;
-use bdev::target::BaseId;
+use bdev::target::{BaseId, Target};
 use bdev::thin::Thin;
 use bdev::thin::map::ORIGIN;
 use futures::channel::mpsc::UnboundedSender;
@@ -43,7 +44,7 @@ impl Runtime for SpdkRuntime {
     }
 }
 
-/// A core's way to the data bdev.
+/// A core's way to the bdev that holds the data: a pool's data bdev, an era target's origin.
 pub struct SpdkHost {
     data: BaseChannel,
 }
@@ -75,29 +76,40 @@ impl Host for SpdkHost {
     fn id(&self, io: &BdevIo) -> u64 {
         io.id()
     }
+
+    #[inline]
+    fn prefetch(&self, memory: &AtomicU64) {
+        spdk::dma::prefetch(memory);
+    }
 }
 
-/// A pool's channel of one core, shared by its thin bdevs.
-pub struct PoolChannel {
+/// A target's channel of one core.
+pub struct TargetChannel<T: Target> {
     /// The engine.
-    pub engine: Rc<Channel<Thin, SpdkHost>>,
+    pub engine: Rc<Channel<T, SpdkHost>>,
 }
+
+/// A pool's, shared by its thin bdevs.
+pub type PoolChannel = TargetChannel<Thin>;
+
+/// An era target's.
+pub type EraChannel = TargetChannel<EraTarget>;
 
 static NEXT_CHANNEL: AtomicU64 = AtomicU64::new(0);
 
-impl PoolChannel {
+impl<T: Target> TargetChannel<T> {
     /// Makes the running thread's channel and starts its message loop.
-    pub fn new(data: &Descriptor, owner: UnboundedSender<ToOwner<Thin>>) -> Option<Self> {
+    pub fn new(data: &Descriptor, owner: UnboundedSender<ToOwner<T>>) -> Option<Self> {
         let host = SpdkHost {
             data: data.channel()?,
         };
         let id = ChannelId(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));
         let (engine, messages) = Channel::new(id, host, owner);
-        executor::spawn(engine.clone().run(messages)).then_some(PoolChannel { engine })
+        executor::spawn(engine.clone().run(messages)).then_some(TargetChannel { engine })
     }
 }
 
-impl Drop for PoolChannel {
+impl<T: Target> Drop for TargetChannel<T> {
     fn drop(&mut self) {
         self.engine.leave();
     }

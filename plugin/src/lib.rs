@@ -4,8 +4,10 @@
 //! module and methods before SPDK starts. `spdk_dm_tgt` does the same with [`register`].
 
 mod backend;
+mod bases;
 mod devices;
 mod dump;
+mod eras;
 mod export;
 mod host;
 mod new_file;

@@ -1,5 +1,6 @@
 //! Opening a pool: its base bdevs are checked and claimed, its metadata is opened, its channels come up.
 
+use crate::bases::{self, MAX_CACHE_MIB, MIN_METADATA_BYTES};
 use crate::devices::{DataBdev, MetadataBdev};
 use crate::host::{PoolChannel, SpdkRuntime};
 use crate::readers::Readers;
@@ -12,9 +13,6 @@ use spdk::base::{BaseChannel, Descriptor, Event, IoKind};
 use spdk::io_device::IoDevice;
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// Caches of more MiB than this are surely a mistake.
-const MAX_CACHE_MIB: u64 = 1 << 20;
 
 impl Registry {
     /// Opens a declared pool.
@@ -66,21 +64,15 @@ impl Registry {
         }))
     }
 
-    /// Opens, checks and claims a base bdev.
+    /// Takes a base bdev of a pool, which follows what happens to it.
     fn take_base(
         self: &Rc<Self>,
         params: &ThinPoolCreate,
         bdev: &str,
     ) -> Result<(Descriptor, BaseChannel), RpcError> {
-        let refuse = |errno: i32, why: &str| {
-            RpcError::new(
-                Errno(errno),
-                format!("pool '{}': bdev '{bdev}' {why}", params.name),
-            )
-        };
         let registry = Rc::downgrade(self);
         let (pool, removed) = (params.name.clone(), bdev.to_owned());
-        let desc = Descriptor::open(bdev, true, move |event| {
+        let events = move |event| {
             let Some(registry) = registry.upgrade() else {
                 return;
             };
@@ -94,69 +86,12 @@ impl Registry {
                 }
                 Event::Other => {}
             }
-        })
-        .map_err(|errno| match errno {
-            19 => refuse(
-                19,
-                "does not exist; create it first, or declare the pool with 'wait'",
-            ),
-            1 | 16 => refuse(1, "is claimed by another module or pool; use another bdev"),
-            errno => refuse(errno, "cannot be opened for writing"),
-        })?;
-        let info = desc.info();
-        if info.dif_type != 0 {
-            return Err(refuse(
-                22,
-                "has protection information (DIF), which is not supported; create it without",
-            ));
-        }
-        if info.metadata_bytes != 0 {
-            return Err(refuse(
-                22,
-                "has metadata beside or in its blocks, which is not supported; create it without",
-            ));
-        }
-        if !info.supports(IoKind::Write) {
-            return Err(refuse(1, "takes no writes; use another bdev"));
-        }
-        if !matches!(info.block_bytes, 512 | 4096) {
-            return Err(refuse(
-                22,
-                &format!(
-                    "has blocks of {} bytes; 512 and 4096 are supported",
-                    info.block_bytes
-                ),
-            ));
-        }
-        let bytes = info.nr_blocks * u64::from(info.block_bytes);
+        };
         let needed = match bdev == params.metadata_bdev {
-            true => 16 * 4096,
+            true => MIN_METADATA_BYTES,
             false => u64::from(params.data_block_size_sectors) * 512,
         };
-        if bytes < needed {
-            return Err(refuse(
-                22,
-                &format!("is too small: {bytes} bytes, at least {needed} are needed"),
-            ));
-        }
-        if info.stacked_on_nvme {
-            log::warn!(
-                "pool '{}': bdev '{bdev}' lies on an NVMe bdev, which may not pass flushes on to the \
-                 drive; if its write cache is volatile, use the NVMe bdev itself, or SPDK's \
-                 bdev_nvme_set_options --enable-flush where it has that",
-                params.name
-            );
-        }
-        desc.claim().map_err(|errno| {
-            refuse(
-                errno,
-                "is claimed by another module or pool; use another bdev",
-            )
-        })?;
-        let channel = desc
-            .channel()
-            .ok_or_else(|| refuse(12, "has no I/O channel: out of memory"))?;
-        Ok((desc, channel))
+        bases::take(&format!("pool '{}'", params.name), bdev, needed, events)
     }
 }
 

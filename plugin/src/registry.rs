@@ -1,9 +1,10 @@
-//! The pools and thin bdevs of this process, and their lives: waiting for base bdevs, open, going.
+//! The targets and bdevs of this process, and the lives of pools: waiting for base bdevs, open, going.
 //!
 //! Lives on the app thread. A pool is declared by RPC; it opens at once or, if it may wait, when its
 //! base bdevs appear. When a base bdev goes, the pool's bdevs are unregistered and the pool closes; it
 //! stays declared, and opens again when the bdev comes back.
 
+use crate::eras::EraEntry;
 use crate::export::ExportEntry;
 use crate::host::PoolChannel;
 use crate::readers::Readers;
@@ -87,7 +88,9 @@ pub struct Registry {
     pub pools: RefCell<BTreeMap<String, PoolEntry>>,
     /// By bdev name.
     pub thins: RefCell<BTreeMap<String, ThinEntry>>,
-    /// Exported metadata snapshots, by pool.
+    /// Era targets, by name.
+    pub eras: RefCell<BTreeMap<String, EraEntry>>,
+    /// Exported metadata snapshots, by pool or era target.
     pub exports: RefCell<BTreeMap<String, ExportEntry>>,
     stopping: Cell<bool>,
     stopped: RefCell<Vec<FiniDone>>,
@@ -145,7 +148,9 @@ impl Module for DmModule {
             .map(|(name, _)| name.clone())
             .collect();
         let origins_came = registry.thins_ready();
-        if (ready.is_empty() && origins_came.is_empty()) || registry.stopping.get() {
+        let eras = registry.eras_ready();
+        let nothing = ready.is_empty() && origins_came.is_empty() && eras.is_empty();
+        if nothing || registry.stopping.get() {
             return;
         }
         spdk::executor::spawn(async move {
@@ -157,6 +162,11 @@ impl Module for DmModule {
             for name in ready {
                 if let Err(error) = registry.open_pool(&name).await {
                     log::error!("pool '{name}' cannot open: {}", error.message);
+                }
+            }
+            for name in eras {
+                if let Err(error) = registry.open_era(&name).await {
+                    log::error!("era '{name}' cannot open: {}", error.message);
                 }
             }
             drop(done);
@@ -185,6 +195,7 @@ impl Registry {
         let waiting = thins.values().filter(|entry| !entry.registered);
         pools
             .chain(waiting.map(|entry| call("thin_activate", &entry.params)))
+            .chain(self.waiting_eras_config())
             .collect()
     }
 
@@ -375,19 +386,33 @@ impl Registry {
         }
     }
 
-    fn finish_if_closed(&self) {
-        let busy = self
-            .pools
-            .borrow()
+    /// Whether SPDK is about to end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Lets SPDK end, if it wants to, when nothing is open.
+    pub fn finish_if_closed(&self) {
+        let pools = self.pools.borrow();
+        let pools_closed = pools
             .values()
-            .any(|entry| !matches!(entry.state, PoolState::Waiting));
-        if !busy {
+            .all(|entry| matches!(entry.state, PoolState::Waiting));
+        if pools_closed && self.eras_are_closed() {
             self.stopped.borrow_mut().clear();
         }
     }
 
     /// Declares a pool that is not open yet.
     pub fn declare(&self, params: ThinPoolCreate) -> Result<(), RpcError> {
+        if self.eras.borrow().contains_key(&params.name) {
+            return Err(RpcError::new(
+                Errno::EEXIST,
+                format!(
+                    "there is an era target '{}' already; choose another name",
+                    params.name
+                ),
+            ));
+        }
         let mut pools = self.pools.borrow_mut();
         if pools.contains_key(&params.name) {
             return Err(RpcError::new(

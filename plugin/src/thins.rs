@@ -3,10 +3,11 @@
 use crate::devices::DataBdev;
 use crate::host::PoolChannel;
 use crate::registry::{PoolState, Registry, ThinEntry, call, registry};
+use bdev::channel::VolumeHandle;
 use bdev::device::DataDeviceRef;
 use bdev::errno::Errno;
 use bdev::target::{IoKind as Kind, Request};
-use bdev::thin::{PoolError, ThinDev};
+use bdev::thin::{PoolError, Thin, ThinDev};
 use rpc::RpcError;
 use rpc::params::ThinActivate;
 use spdk::base::{self, BaseChannel, Descriptor, Event, IoKind};
@@ -267,7 +268,7 @@ struct ThinDriver {
 
 /// A thin bdev's channel: the pool's of this core.
 pub struct ThinChannel {
-    dev: Arc<ThinDev>,
+    dev: VolumeHandle<Thin>,
     origin: Option<BaseChannel>,
     pool: IoChannel<PoolChannel>,
 }
@@ -277,7 +278,7 @@ impl Driver for ThinDriver {
 
     fn create_channel(&self) -> Option<ThinChannel> {
         Some(ThinChannel {
-            dev: self.dev.clone(),
+            dev: Rc::new(self.dev.clone()),
             origin: match &self.origin {
                 Some(origin) => Some(origin.channel()?),
                 None => None,

@@ -129,14 +129,14 @@ def spdk_rpc_plugin_initialize(subparsers):
 
     p = subparsers.add_parser('dm_create', help='Create a device from a device-mapper table line with bdev names for devices', description='Create a device from a device-mapper table line with bdev names for devices')
     p.add_argument('name', help='Name of the device')
-    p.add_argument('table', help='e.g. \'0 2097152 thin-pool META DATA 128 0\' or \'0 2097152 thin POOL 1\'')
+    p.add_argument('table', help='e.g. \'0 2097152 thin-pool META DATA 128 0\', \'0 2097152 thin POOL 1\' or \'0 2097152 era META ORIGIN 128\'')
     p.set_defaults(func=lambda args: _call(args, 'dm_create', ['name', 'table']))
 
     p = subparsers.add_parser('dm_remove', help='Remove a device by its name', description='Remove a device by its name')
     p.add_argument('name', help='Name of the device')
     p.set_defaults(func=lambda args: _call(args, 'dm_remove', ['name']))
 
-    p = subparsers.add_parser('dm_message', help='Send a device-mapper message, e.g. \'create_thin 1\' to a pool', description='Send a device-mapper message, e.g. \'create_thin 1\' to a pool')
+    p = subparsers.add_parser('dm_message', help='Send a device-mapper message, e.g. \'create_thin 1\' to a pool or \'checkpoint\' to an era target', description='Send a device-mapper message, e.g. \'create_thin 1\' to a pool or \'checkpoint\' to an era target')
     p.add_argument('name', help='Name of the device')
     p.add_argument('message', help='The message')
     p.add_argument('--sector', dest='sector', help='As dmsetup has it; must be 0', type=int)
@@ -149,3 +149,52 @@ def spdk_rpc_plugin_initialize(subparsers):
     p = subparsers.add_parser('dm_table', help='Show a device\'s table line', description='Show a device\'s table line')
     p.add_argument('name', help='Name of the device')
     p.set_defaults(func=lambda args: _call(args, 'dm_table', ['name']))
+
+    p = subparsers.add_parser('era_create', help='Record on a metadata bdev in which era each block of an origin bdev is written, and make the origin available as a bdev of this name; a metadata bdev that begins with 4096 zero bytes is formatted', description='Record on a metadata bdev in which era each block of an origin bdev is written, and make the origin available as a bdev of this name; a metadata bdev that begins with 4096 zero bytes is formatted')
+    p.add_argument('name', help='Name of the era target')
+    p.add_argument('metadata_bdev', help='Bdev for the metadata')
+    p.add_argument('origin_bdev', help='Bdev with the data; nothing of it is changed but by writes')
+    p.add_argument('--block-size-sectors', dest='block_size_sectors', help='Sectors of 512 bytes per data block: a multiple of 8 (default 128, that is 64 KiB); fixed for ever when the metadata is formatted', type=int)
+    p.add_argument('--size-sectors', dest='size_sectors', help='Size in sectors of 512 bytes (default that of the origin, also when that grows)', type=int)
+    p.add_argument('--metadata-cache-mib', dest='metadata_cache_mib', help='Limit of the metadata cache in MiB (default 64)', type=int)
+    p.add_argument('--wait', dest='wait', help='If a base bdev is not there yet, open the era target when it appears', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'era_create', ['name', 'metadata_bdev', 'origin_bdev', 'block_size_sectors', 'size_sectors', 'metadata_cache_mib', 'wait']))
+
+    p = subparsers.add_parser('era_delete', help='Remove an era target and its bdev; origin and metadata stay as they are', description='Remove an era target and its bdev; origin and metadata stay as they are')
+    p.add_argument('name', help='Name of the era target')
+    p.set_defaults(func=lambda args: _call(args, 'era_delete', ['name']))
+
+    p = subparsers.add_parser('era_checkpoint', help='Begin a new era, and show its number once it has begun: every write that was under way is over and recorded in an era before', description='Begin a new era, and show its number once it has begun: every write that was under way is over and recorded in an era before')
+    p.add_argument('name', help='Name of the era target')
+    p.set_defaults(func=lambda args: _call(args, 'era_checkpoint', ['name']))
+
+    p = subparsers.add_parser('era_take_metadata_snap', help='Begin a new era and keep what was written in all before it readable, for era_written_since and era_metadata_snap_export', description='Begin a new era and keep what was written in all before it readable, for era_written_since and era_metadata_snap_export')
+    p.add_argument('name', help='Name of the era target')
+    p.set_defaults(func=lambda args: _call(args, 'era_take_metadata_snap', ['name']))
+
+    p = subparsers.add_parser('era_drop_metadata_snap', help='Let the metadata snapshot go, if nobody is reading it', description='Let the metadata snapshot go, if nobody is reading it')
+    p.add_argument('name', help='Name of the era target')
+    p.set_defaults(func=lambda args: _call(args, 'era_drop_metadata_snap', ['name']))
+
+    p = subparsers.add_parser('era_status', help='Show one era target or all: current era, metadata space, counters', description='Show one era target or all: current era, metadata space, counters')
+    p.add_argument('--name', dest='name', help='Name of the era target (default: all)')
+    p.set_defaults(func=lambda args: _call(args, 'era_status', ['name']))
+
+    p = subparsers.add_parser('era_written_since', help='Show which data blocks the metadata snapshot has as written in an era or later, page by page, or write them to a file as era_invalidate does', description='Show which data blocks the metadata snapshot has as written in an era or later, page by page, or write them to a file as era_invalidate does')
+    p.add_argument('name', help='Name of the era target')
+    p.add_argument('era', help='The era; 0 shows every block', type=int)
+    p.add_argument('--begin-block', dest='begin_block', help='First data block to show, as next_block of the page before (default 0)', type=int)
+    p.add_argument('--limit', dest='limit', help='Most ranges to show, 1 to 65536 (default 1024)', type=int)
+    p.add_argument('--snapshot', dest='snapshot', help='Refuse if the metadata snapshot is not the one of which a page said this', type=int)
+    p.add_argument('--file', dest='file', help='Write XML to this new file, given with its full path, on the machine of the target')
+    p.set_defaults(func=lambda args: _call(args, 'era_written_since', ['name', 'era', 'begin_block', 'limit', 'snapshot', 'file']))
+
+    p = subparsers.add_parser('era_metadata_snap_export', help='Make the metadata bdev readable as another, read-only bdev while there is a metadata snapshot: for era_invalidate --metadata-snapshot (of version 1.x; 0.9 reads elsewhere) on any host', description='Make the metadata bdev readable as another, read-only bdev while there is a metadata snapshot: for era_invalidate --metadata-snapshot (of version 1.x; 0.9 reads elsewhere) on any host')
+    p.add_argument('name', help='Name of the era target')
+    p.add_argument('--bdev-name', dest='bdev_name', help='Name of the bdev (default NAME_metadata_snap)')
+    p.add_argument('--wait', dest='wait', help='As in saved configurations: wait while the era target is being opened, and only warn if it or its metadata snapshot is missing', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'era_metadata_snap_export', ['name', 'bdev_name', 'wait']))
+
+    p = subparsers.add_parser('era_metadata_snap_unexport', help='Remove the bdev that era_metadata_snap_export has made', description='Remove the bdev that era_metadata_snap_export has made')
+    p.add_argument('name', help='Name of the era target')
+    p.set_defaults(func=lambda args: _call(args, 'era_metadata_snap_unexport', ['name']))

@@ -3,9 +3,10 @@
 use crate::RpcError;
 use crate::error::INVALID_PARAMS;
 use crate::params::{
-    DmCreate, DmMessage, Name, PoolName, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete,
-    ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus,
-    ThinSetTransactionId, ThinSnapshot, Validate,
+    DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
+    PoolName, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList,
+    ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
+    Validate,
 };
 use crate::schema::METHODS;
 use async_trait::async_trait;
@@ -35,6 +36,15 @@ pub trait Backend {
     async fn thin_metadata_snap_unexport(&self, params: PoolName) -> Answer;
     async fn thin_dump(&self, params: ThinDump) -> Answer;
     async fn thin_delta(&self, params: ThinDelta) -> Answer;
+    async fn era_create(&self, params: EraCreate) -> Answer;
+    async fn era_delete(&self, params: Name) -> Answer;
+    async fn era_checkpoint(&self, params: Name) -> Answer;
+    async fn era_take_metadata_snap(&self, params: Name) -> Answer;
+    async fn era_drop_metadata_snap(&self, params: Name) -> Answer;
+    async fn era_status(&self, params: EraStatus) -> Answer;
+    async fn era_written_since(&self, params: EraWrittenSince) -> Answer;
+    async fn era_metadata_snap_export(&self, params: EraMetadataSnapExport) -> Answer;
+    async fn era_metadata_snap_unexport(&self, params: Name) -> Answer;
     async fn dm_create(&self, params: DmCreate) -> Answer;
     async fn dm_remove(&self, params: Name) -> Answer;
     async fn dm_message(&self, params: DmMessage) -> Answer;
@@ -105,6 +115,15 @@ pub async fn dispatch(
         "thin_metadata_snap_unexport" => call!(thin_metadata_snap_unexport),
         "thin_dump" => call!(thin_dump),
         "thin_delta" => call!(thin_delta),
+        "era_create" => call!(era_create),
+        "era_delete" => call!(era_delete),
+        "era_checkpoint" => call!(era_checkpoint),
+        "era_take_metadata_snap" => call!(era_take_metadata_snap),
+        "era_drop_metadata_snap" => call!(era_drop_metadata_snap),
+        "era_status" => call!(era_status),
+        "era_written_since" => call!(era_written_since),
+        "era_metadata_snap_export" => call!(era_metadata_snap_export),
+        "era_metadata_snap_unexport" => call!(era_metadata_snap_unexport),
         "dm_create" => call!(dm_create),
         "dm_remove" => call!(dm_remove),
         "dm_message" => call!(dm_message),

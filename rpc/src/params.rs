@@ -1,7 +1,9 @@
 //! Parameters of the methods.
 
+mod era;
 mod metadata_snap;
 
+pub use era::{EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince};
 pub use metadata_snap::{
     DumpFormat, MAX_PAGE, ThinDelta, ThinDump, ThinMetadataSnapExport, page_entries,
 };
@@ -415,5 +417,6 @@ nothing_to_validate!(
     ThinPoolStatus,
     ThinDeactivate,
     ThinList,
-    ThinSetTransactionId
+    ThinSetTransactionId,
+    EraStatus
 );

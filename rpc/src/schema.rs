@@ -1,6 +1,8 @@
 //! What the methods are called and take, for `--help`, for the `rpc.py` plugin, and for tests that
 //! hold it against the parameter structs.
 
+mod era;
+
 use serde::Serialize;
 
 /// Type of a parameter.
@@ -339,7 +341,7 @@ pub const METHODS: &[Method] = &[
             required(
                 "table",
                 Kind::String,
-                "e.g. '0 2097152 thin-pool META DATA 128 0' or '0 2097152 thin POOL 1'",
+                "e.g. '0 2097152 thin-pool META DATA 128 0', '0 2097152 thin POOL 1' or '0 2097152 era META ORIGIN 128'",
             ),
         ],
     },
@@ -350,7 +352,7 @@ pub const METHODS: &[Method] = &[
     },
     Method {
         name: "dm_message",
-        help: "Send a device-mapper message, e.g. 'create_thin 1' to a pool",
+        help: "Send a device-mapper message, e.g. 'create_thin 1' to a pool or 'checkpoint' to an era target",
         parameters: &[
             required("name", Kind::String, "Name of the device"),
             required("message", Kind::String, "The message"),
@@ -367,4 +369,13 @@ pub const METHODS: &[Method] = &[
         help: "Show a device's table line",
         parameters: &[required("name", Kind::String, "Name of the device")],
     },
+    era::METHODS[0],
+    era::METHODS[1],
+    era::METHODS[2],
+    era::METHODS[3],
+    era::METHODS[4],
+    era::METHODS[5],
+    era::METHODS[6],
+    era::METHODS[7],
+    era::METHODS[8],
 ];

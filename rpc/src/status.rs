@@ -1,5 +1,6 @@
-//! Status as the kernel's lines and as JSON (thin.md 11.5, 11.6).
+//! Status as the kernel's lines and as JSON (thin.md 11.5, 11.6; era.md 4).
 
+use bdev::era::EraStatus;
 use bdev::thin::PoolMode;
 use bdev::thin::status::{PoolStatus, ThinStatus};
 use serde_json::{Value, json};
@@ -118,5 +119,29 @@ pub fn thin_json(status: &ThinStatus) -> Value {
     json!({
         "mapped_sectors": mapped_sectors(status),
         "highest_mapped_sector": highest_mapped_sector(status),
+    })
+}
+
+/// An era target's status, field by field; its line is how it is displayed.
+pub fn era_json(name: &str, status: &EraStatus) -> Value {
+    let counters = status.counters;
+    json!({
+        "name": name,
+        "state": "open",
+        "current_era": status.current_era,
+        "metadata_snap": status.metadata_snap,
+        "used_metadata_blocks": status.used_metadata_blocks,
+        "total_metadata_blocks": status.total_metadata_blocks,
+        "nr_blocks": status.nr_blocks,
+        "block_size_sectors": status.block_size_sectors,
+        "error": status.error.as_ref().map(ToString::to_string),
+        "commits": counters.commits,
+        "first_writes": counters.first_writes,
+        "first_write_commits": counters.mark_commits,
+        "digested_eras": counters.digested,
+        "failures": counters.failures,
+        "marks_used_bytes": status.marks_used_bytes,
+        "metadata_cache_used_bytes": status.metadata_cache_used_bytes,
+        "metadata_cache_limit_bytes": status.metadata_cache_limit_bytes,
     })
 }

@@ -1,7 +1,7 @@
-//! Device-mapper table lines with bdev names for devices (thin.md 11.1, 11.2).
+//! Device-mapper table lines with bdev names for devices (thin.md 11.1, 11.2; era.md 4).
 
 use crate::RpcError;
-use crate::params::{POOL_FEATURES, ThinActivate, ThinPoolCreate};
+use crate::params::{EraCreate, POOL_FEATURES, ThinActivate, ThinPoolCreate};
 
 /// A table line, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,9 +10,11 @@ pub enum Table {
     ThinPool(u64, ThinPoolCreate),
     /// thin.
     Thin(ThinActivate),
+    /// era.
+    Era(EraCreate),
 }
 
-const TARGETS: &str = "thin-pool, thin";
+const TARGETS: &str = "thin-pool, thin, era";
 
 fn number<T: std::str::FromStr>(what: &str, word: &str) -> Result<T, RpcError> {
     // The kernel takes no signs.
@@ -39,6 +41,7 @@ pub fn parse(name: &str, line: &str) -> Result<Table, RpcError> {
     match *target {
         "thin-pool" => thin_pool(name, length, arguments),
         "thin" => thin(name, length, arguments),
+        "era" => era(name, length, arguments),
         other => Err(RpcError::invalid(format!(
             "'{name}': unknown target type '{other}'; there are {TARGETS}"
         ))),
@@ -90,6 +93,21 @@ fn thin(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcError> 
     Ok(Table::Thin(thin))
 }
 
+fn era(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcError> {
+    let [metadata, origin, block_size] = arguments else {
+        return Err(RpcError::invalid(format!(
+            "era '{name}': Invalid argument count: metadata bdev, origin bdev and block size are needed"
+        )));
+    };
+    let era = EraCreate {
+        block_size_sectors: number("block size", block_size)?,
+        size_sectors: Some(length),
+        ..EraCreate::new(name, metadata, origin)
+    };
+    crate::params::Validate::validate(&era)?;
+    Ok(Table::Era(era))
+}
+
 /// Writes a pool's table line, as the kernel echoes it.
 pub fn pool_line(length: u64, pool: &ThinPoolCreate) -> String {
     let features: Vec<&str> = POOL_FEATURES
@@ -116,4 +134,12 @@ pub fn thin_line(length: u64, thin: &ThinActivate) -> String {
     let origin = thin.origin_bdev.as_ref();
     let origin = origin.map_or_else(String::new, |origin| format!(" {origin}"));
     format!("0 {length} thin {} {}{origin}", thin.pool, thin.id)
+}
+
+/// Writes an era target's table line.
+pub fn era_line(length: u64, era: &EraCreate) -> String {
+    format!(
+        "0 {length} era {} {} {}",
+        era.metadata_bdev, era.origin_bdev, era.block_size_sectors
+    )
 }

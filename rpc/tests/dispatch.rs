@@ -40,6 +40,15 @@ echo!(
     thin_metadata_snap_unexport: PoolName,
     thin_dump: ThinDump,
     thin_delta: ThinDelta,
+    era_create: EraCreate,
+    era_delete: Name,
+    era_checkpoint: Name,
+    era_take_metadata_snap: Name,
+    era_drop_metadata_snap: Name,
+    era_status: EraStatus,
+    era_written_since: EraWrittenSince,
+    era_metadata_snap_export: EraMetadataSnapExport,
+    era_metadata_snap_unexport: Name,
     dm_create: DmCreate, dm_remove: Name, dm_message: DmMessage, dm_status: Name, dm_table: Name,
 );
 
@@ -124,6 +133,36 @@ fn refusals() {
             "Unrecognised",
         ),
         ("thin_pool_create", &all_features, -22, "at most 4"),
+        (
+            "era_create",
+            r#"{"name":"e","metadata_bdev":"m","origin_bdev":"o","block_size_sectors":12}"#,
+            -22,
+            "Invalid block size",
+        ),
+        (
+            "era_create",
+            r#"{"name":"e","metadata_bdev":"o","origin_bdev":"o"}"#,
+            -22,
+            "both be bdev 'o'",
+        ),
+        (
+            "era_create",
+            r#"{"name":"o","metadata_bdev":"m","origin_bdev":"o"}"#,
+            -22,
+            "on itself",
+        ),
+        (
+            "era_written_since",
+            r#"{"name":"e","era":1,"file":"x"}"#,
+            -22,
+            "begins with /",
+        ),
+        (
+            "era_written_since",
+            r#"{"name":"e","era":1,"file":"/x","limit":3}"#,
+            -22,
+            "'limit'",
+        ),
         // These were refused only after the thin device had been created.
         (
             "thin_create",

@@ -103,6 +103,10 @@ fn accepts(method: &str, params: Value) -> bool {
         "thin_metadata_snap_export" => is::<ThinMetadataSnapExport>(params),
         "thin_dump" => is::<ThinDump>(params),
         "thin_delta" => is::<ThinDelta>(params),
+        "era_create" => is::<EraCreate>(params),
+        "era_status" => is::<EraStatus>(params),
+        "era_written_since" => is::<EraWrittenSince>(params),
+        "era_metadata_snap_export" => is::<EraMetadataSnapExport>(params),
         "dm_create" => is::<DmCreate>(params),
         "dm_message" => is::<DmMessage>(params),
         _ => is::<Name>(params),
@@ -164,6 +168,12 @@ fn table_refusals() {
             "Invalid number of pool feature",
         ),
         ("0 100 thin p 16777216", "larger than 16777215"),
+        ("0 100 era m o", "Invalid argument count"),
+        ("0 100 era m o 128 0", "Invalid argument count"),
+        ("0 100 era m o 128x", "block size"),
+        ("0 100 era m o 0", "Invalid block size"),
+        ("0 100 era m o 4", "Invalid block size"),
+        ("0 100 era m o 12", "Invalid block size"),
         ("0 100 cache m d", "unknown target type 'cache'"),
         ("5 100 thin p 1", "starts at sector 5"),
         ("", "no start"),
@@ -189,11 +199,22 @@ proptest! {
         prop_assert_eq!(table::parse("p", &line).unwrap(), Table::ThinPool(length, pool));
     }
 
+    /// So is an era target's.
+    #[test]
+    fn era_lines_round_trip(length in 1u64.., blocks in 1u32..16384) {
+        let mut era = EraCreate::new("e", "meta", "origin");
+        era.block_size_sectors = blocks * 8;
+        era.size_sectors = Some(length);
+        let line = table::era_line(length, &era);
+        prop_assert_eq!(table::parse("e", &line).unwrap(), Table::Era(era));
+    }
+
     /// Any words at all are an answer or a refusal.
     #[test]
     fn any_text_is_answered(text in "[a-z_0-9 -]{0,60}", name in ".{0,8}") {
         let _ = table::parse(&name, &text);
         let _ = table::parse(&name, &format!("0 8 thin-pool {text}"));
+        let _ = table::parse(&name, &format!("0 8 era {text}"));
         let _ = PoolMessage::parse(&text);
         let _ = PoolMessage::parse(&format!("create_snap {text}"));
     }

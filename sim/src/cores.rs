@@ -10,6 +10,7 @@ use futures::channel::{mpsc, oneshot};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// How an I/O ended, and what a read found.
 pub type Answer = (Result<(), Errno>, Vec<u64>);
@@ -83,6 +84,10 @@ impl<T: Target> Host for SimHost<T> {
 
     fn id(&self, io: &SimIo) -> u64 {
         io.id
+    }
+
+    fn prefetch(&self, _: &AtomicU64) {
+        self.executor.count("I/O mapped together");
     }
 }
 
@@ -172,7 +177,7 @@ impl<T: Target> Cores<T> {
             data,
             done,
         };
-        core.submit(volume, request, io);
+        core.submit(&Rc::new(volume.clone()), request, io);
         answer.await.unwrap_or((Err(Errno::EIO), Vec::new()))
     }
 

@@ -256,6 +256,8 @@ fn data_flush_errors_keep_the_transaction_open() {
         assert_eq!(lab.flush().await, Err(Errno::EIO));
         assert_eq!(lab.status().await, (PoolMode::Write, false, 3));
         assert_eq!(lab.message_errno().await, Some(Errno::EIO));
+        let devices = lab.pool.list().await.unwrap();
+        assert_eq!(devices.len(), 1, "a refused message changes nothing");
         assert_eq!(lab.read(9).await, Ok(19));
         if lab.disks.executor.one_in(2) {
             // Power fails meanwhile.

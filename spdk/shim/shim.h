@@ -100,6 +100,8 @@ struct sdm_vbdev_params {
 void *sdm_vbdev_register(const struct sdm_vbdev_params *params, const struct sdm_vbdev_ops *ops, void *ctx, int *rc);
 void sdm_vbdev_unregister(void *vbdev, void (*done)(void *, int), void *ctx);
 void sdm_vbdev_destructed(void *vbdev);
+/* Its size has changed; who has it open is told. 0 or a negative errno. */
+int sdm_vbdev_resize(void *vbdev, uint64_t nr_blocks);
 /* Sends the I/O on to a base bdev; ops->forwarded follows. A flush goes to all of it. */
 /* Sets the other way of an I/O, for sdm_io_forward_other; valid until the I/O is answered. */
 void sdm_io_set_other(void *bdev_io, void *desc, void *channel);

@@ -450,6 +450,14 @@ sdm_vbdev_unregister(void *vbdev, void (*done)(void *, int), void *ctx)
 	spdk_bdev_unregister(&vb->bdev, done, ctx);
 }
 
+int
+sdm_vbdev_resize(void *vbdev, uint64_t nr_blocks)
+{
+	struct vbdev *vb = vbdev;
+
+	return spdk_bdev_notify_blockcnt_change(&vb->bdev, nr_blocks);
+}
+
 /* the module */
 
 static const struct sdm_module_ops *g_ops;

@@ -59,3 +59,22 @@ pub fn prefer_large_pages<T>(memory: &[T]) {
     // are named.
     unsafe { ffi::sdm_prefer_large_pages(memory.as_ptr().cast(), std::mem::size_of_val(memory)) };
 }
+
+/// Begins to fetch the cache line at `memory`, and does not wait for it. Advice.
+#[inline(always)]
+pub fn prefetch<T>(memory: &T) {
+    let address: *const T = memory;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the address is a reference's; a prefetch changes nothing and cannot fault.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}

@@ -123,6 +123,7 @@ unsafe extern "C" {
     ) -> *mut c_void;
     pub fn sdm_vbdev_unregister(vbdev: *mut c_void, done: Done, ctx: *mut c_void);
     pub fn sdm_vbdev_destructed(vbdev: *mut c_void);
+    pub fn sdm_vbdev_resize(vbdev: *mut c_void, nr_blocks: u64) -> c_int;
     pub fn sdm_io_set_other(io: *mut c_void, desc: *mut c_void, channel: *mut c_void);
     pub fn sdm_io_forward_other(io: *mut c_void, offset_blocks: u64, head_blocks: u64, ticket: u64);
     pub fn sdm_io_forward(

@@ -306,6 +306,16 @@ impl Vbdev {
         Ok(Vbdev(vbdev))
     }
 
+    /// Gives the bdev another size and tells who has it open. On the app thread. Error: a positive errno;
+    /// EBUSY when it would be smaller and somebody has it open.
+    pub fn resize(&self, nr_blocks: u64) -> Result<(), i32> {
+        // SAFETY: the bdev is registered: the caller gives the handle up when destruct is called.
+        match unsafe { ffi::sdm_vbdev_resize(self.0, nr_blocks) } {
+            0 => Ok(()),
+            rc => Err(-rc),
+        }
+    }
+
     /// Unregisters the bdev: its users are told to close it, and [`Driver::destruct`] follows. Completes
     /// when it is gone. Must be called at most once, on the app thread.
     pub fn unregister(self) -> impl Future<Output = ()> {

@@ -4,6 +4,7 @@
 use super::metadata::{EraError, EraMetadata, View};
 use super::status::EraStatus;
 use super::worker::{Era, EraTargetError};
+use futures::lock::MutexGuard;
 use std::ops::Range;
 use std::str::FromStr;
 
@@ -54,6 +55,14 @@ impl Era {
         }
     }
 
+    /// The metadata of a target that is open: also one that was closed while this waited says no.
+    async fn lock_open(&self) -> Result<MutexGuard<'_, EraMetadata>, EraTargetError> {
+        self.check_open()?;
+        let metadata = self.metadata.lock().await;
+        self.check_open()?;
+        Ok(metadata)
+    }
+
     /// Carries out a message of device-mapper. Error: EINVAL for an unknown one.
     pub async fn message(&self, text: &str) -> Result<(), EraTargetError> {
         let message = text.parse().map_err(|reason| EraTargetError::Invalid {
@@ -71,8 +80,7 @@ impl Era {
     /// over, and recorded in an era before; every one that reaches the origin after the answer is
     /// recorded in the new era or later. After an error the era may have advanced all the same.
     pub async fn checkpoint(&self) -> Result<u32, EraTargetError> {
-        self.check_open()?;
-        let mut metadata = self.metadata.lock().await;
+        let mut metadata = self.lock_open().await?;
         self.roll_over(&mut metadata, None).await
     }
 
@@ -108,8 +116,7 @@ impl Era {
     /// Begins a new era and keeps the state of all before it readable. Returns the block of the
     /// metadata snapshot. Error: EINVAL while there is one.
     pub async fn take_metadata_snap(&self) -> Result<u64, EraTargetError> {
-        self.check_open()?;
-        let mut metadata = self.metadata.lock().await;
+        let mut metadata = self.lock_open().await?;
         self.make_usable(&mut metadata)
             .await
             .map_err(|error| self.error(error))?;
@@ -126,8 +133,7 @@ impl Era {
 
     /// Lets the metadata snapshot go. Error: EINVAL without one.
     pub async fn drop_metadata_snap(&self) -> Result<(), EraTargetError> {
-        self.check_open()?;
-        let mut metadata = self.metadata.lock().await;
+        let mut metadata = self.lock_open().await?;
         self.change(&mut metadata, async |metadata| {
             metadata.drop_metadata_snap().await
         })
@@ -137,8 +143,7 @@ impl Era {
 
     /// Data blocks a view covers, and its current era. Error: EINVAL without a metadata snapshot.
     pub async fn extent(&self, view: View) -> Result<(u64, u32), EraTargetError> {
-        self.check_open()?;
-        let mut metadata = self.metadata.lock().await;
+        let mut metadata = self.lock_open().await?;
         let result = match self.make_usable(&mut metadata).await {
             Ok(()) => metadata.extent(view).await,
             Err(error) => Err(error),
@@ -180,8 +185,7 @@ impl Era {
         range: Range<u64>,
         held_era: u32,
     ) -> Result<Vec<Range<u64>>, EraTargetError> {
-        self.check_open()?;
-        let mut metadata = self.metadata.lock().await;
+        let mut metadata = self.lock_open().await?;
         let result = async {
             self.make_usable(&mut metadata).await?;
             // Another snapshot is of another era.
@@ -196,8 +200,7 @@ impl Era {
     /// Takes up what the devices below have grown by. New blocks were never written; a larger origin
     /// begins a new era.
     pub async fn grow(&self) -> Result<(), EraTargetError> {
-        self.check_open()?;
-        let mut metadata = self.metadata.lock().await;
+        let mut metadata = self.lock_open().await?;
         self.make_usable(&mut metadata)
             .await
             .map_err(|error| self.error(error))?;
@@ -220,8 +223,7 @@ impl Era {
 
     /// The target's state.
     pub async fn status(&self) -> Result<EraStatus, EraTargetError> {
-        self.check_open()?;
-        let mut metadata = self.metadata.lock().await;
+        let mut metadata = self.lock_open().await?;
         let usable = self.make_usable(&mut metadata).await;
         Ok(EraStatus::gather(self, &metadata, usable.err()))
     }

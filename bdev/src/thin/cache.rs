@@ -71,14 +71,7 @@ impl PageTable {
     /// What is known of a virtual block.
     #[inline]
     pub fn get(&self, block: u64) -> Entry {
-        let Some(page) = self.pages.get(block as usize / PAGE_BLOCKS) else {
-            return Entry::NotCached;
-        };
-        let frame = page.load(Ordering::Acquire);
-        if frame == 0 {
-            return Entry::NotCached;
-        }
-        match self.frames.cell(frame - 1, block) {
+        match self.cell(block) {
             None => Entry::NotCached,
             Some(cell) => match cell.load(Ordering::Acquire) {
                 UNMAPPED => Entry::Unmapped,
@@ -88,6 +81,14 @@ impl PageTable {
                 },
             },
         }
+    }
+
+    /// The memory [`PageTable::get`] reads for a block.
+    #[inline]
+    pub fn cell(&self, block: u64) -> Option<&AtomicU64> {
+        let page = self.pages.get(block as usize / PAGE_BLOCKS)?;
+        let frame = page.load(Ordering::Acquire).checked_sub(1)?;
+        self.frames.cell(frame, block)
     }
 
     fn page(&self, page: u64) -> Option<&AtomicU32> {

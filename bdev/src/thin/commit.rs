@@ -79,7 +79,7 @@ impl Pool {
         }
     }
 
-    async fn flush_data(&self) -> Result<(), Errno> {
+    pub(super) async fn flush_data(&self) -> Result<(), Errno> {
         self.data.flush().await.inspect_err(|errno| {
             log::error!(
                 "pool '{}': flush of the data bdev failed: {errno}",

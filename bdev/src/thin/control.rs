@@ -1,8 +1,9 @@
 //! What RPCs and messages ask of a pool: devices, snapshots, activation, closing (thin.md 3, 11).
 
+use super::error::PoolError;
 use super::map::{PoolMode, ThinDev};
 use super::metadata::{Details, ThinError, ThinMetadata};
-use super::pool::{NO_DEVICE, Pool, PoolError};
+use super::pool::{NO_DEVICE, Pool};
 use super::status::{PoolStatus, ThinStatus};
 use crate::device::DataDeviceRef;
 use crate::errno::Errno;
@@ -46,11 +47,14 @@ impl Pool {
         }
     }
 
-    /// Ends a transaction that has used most of the free metadata.
-    async fn make_metadata_room(&self, metadata: &mut ThinMetadata) -> Result<(), PoolError> {
-        self.relieve(metadata)
-            .await
-            .map_err(|errno| self.data_error(errno))?;
+    /// What precedes every change: the transaction is ended if it has used most of the free metadata, and
+    /// the data bdev must flush now, so that a change is hardly ever made that then cannot be committed.
+    async fn make_ready(&self, metadata: &mut ThinMetadata) -> Result<(), PoolError> {
+        let ready = match metadata.is_metadata_tight() {
+            true => self.commit_locked(metadata).await,
+            false => self.flush_data().await,
+        };
+        ready.map_err(|errno| self.data_error(errno))?;
         self.writable()
     }
 
@@ -62,10 +66,17 @@ impl Pool {
     ) -> Result<V, PoolError> {
         match result {
             Ok(value) => {
-                self.commit_locked(metadata)
-                    .await
-                    .map_err(|errno| self.data_error(errno))?;
-                Ok(value)
+                match self.commit_locked(metadata).await {
+                    Ok(()) => Ok(value),
+                    // Undone and read-only by now.
+                    Err(errno) if self.shared.mode().refuses_changes() => {
+                        Err(self.data_error(errno))
+                    }
+                    Err(errno) => Err(PoolError::Uncommitted {
+                        pool: self.config.name.clone(),
+                        errno,
+                    }),
+                }
             }
             // Nothing has been changed: what others did in this transaction must not go with it.
             Err(error) if error.is_refusal() || metadata.is_usable() => Err(error.into()),
@@ -81,7 +92,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
-        self.make_metadata_room(&mut metadata).await?;
+        self.make_ready(&mut metadata).await?;
         let result = metadata.create_thin(id).await;
         self.settle(&mut metadata, result).await
     }
@@ -92,7 +103,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
-        self.make_metadata_room(&mut metadata).await?;
+        self.make_ready(&mut metadata).await?;
         metadata.check_snap(id, origin).await?;
         let active = self.active.borrow().get(&origin).cloned();
         if let Some(dev) = active {
@@ -118,7 +129,7 @@ impl Pool {
                 id,
             });
         }
-        self.make_metadata_room(&mut metadata).await?;
+        self.make_ready(&mut metadata).await?;
         let result = metadata.delete(id).await;
         self.settle(&mut metadata, result).await
     }
@@ -134,6 +145,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
+        self.make_ready(&mut metadata).await?;
         let result = metadata.set_transaction_id(current, new);
         self.settle(&mut metadata, result).await
     }
@@ -161,6 +173,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
+        self.make_ready(&mut metadata).await?;
         let result = metadata.release_metadata_snap().await;
         self.settle(&mut metadata, result).await
     }

@@ -1,9 +1,10 @@
 //! Growth of an open pool with its bdevs (thin.md 11.1, resume).
 
+use super::error::PoolError;
 use super::events::PoolEvent;
 use super::map::PoolMode;
 use super::metadata::ThinMetadata;
-use super::pool::{Pool, PoolError};
+use super::pool::Pool;
 
 impl Pool {
     /// Takes what data and metadata devices have grown by into use. Writes that wait for space go on.

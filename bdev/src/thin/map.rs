@@ -7,7 +7,7 @@ use super::cache::{Entry, PageTable};
 use crate::errno::Errno;
 use crate::target::{BaseId, IoKind, Map, Request, Target};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The data device of a pool.
 pub const DATA: BaseId = BaseId(0);
@@ -95,6 +95,11 @@ impl PoolShared {
     /// Sectors per logical block.
     pub fn sectors_per_logical(&self) -> u64 {
         self.sectors_per_logical
+    }
+
+    /// Whether an I/O, which crosses no data block's boundary, covers its block.
+    pub fn is_whole_block(&self, request: &Request) -> bool {
+        request.nr_blocks == self.logical_per_block
     }
 
     /// Splits a logical block number into data block and logical block within it.
@@ -231,6 +236,17 @@ impl Target for Thin {
             IoKind::Write => volume.map_write(mode, request),
             IoKind::Flush => volume.map_flush(),
             IoKind::Discard | IoKind::WriteZeroes | IoKind::Reset => Map::Defer,
+        }
+    }
+
+    #[inline]
+    fn looks_at<'a>(volume: &'a ThinDev, request: &Request) -> Option<&'a AtomicU64> {
+        match request.kind {
+            IoKind::Read | IoKind::Write => {
+                let (block, _) = volume.pool.split(request.offset_blocks);
+                volume.pages.cell(block)
+            }
+            _ => None,
         }
     }
 }

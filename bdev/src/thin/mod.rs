@@ -3,21 +3,24 @@
 //! - [`metadata`]: the on-disk state.
 //! - [`map`], [`cache`]: the hot path and the published mappings it reads.
 //! - [`pool`]: the owner: opening, its message loop, closing.
-//! - `worker`, `ranges`, `commit`: the slow paths the owner runs as tasks.
+//! - `provision`, `worker`, `ranges`, `commit`: the slow paths the owner runs as tasks.
 //! - `control`, `grow`: what RPCs and messages ask for, and growth. [`events`]: what watchers are told. [`status`]: what they are told.
 
 pub mod cache;
 mod commit;
 mod control;
+mod error;
 pub mod events;
 mod grow;
 pub mod map;
 pub mod metadata;
 pub mod pool;
+mod provision;
 mod ranges;
 pub mod status;
 mod worker;
 
+pub use error::PoolError;
 pub use events::PoolEvent;
 pub use map::{PoolMode, PoolShared, Thin, ThinDev};
-pub use pool::{Pool, PoolConfig, PoolError};
+pub use pool::{Pool, PoolConfig};

@@ -6,9 +6,11 @@
 
 use super::cache::{MappingCache, MappingCacheStats};
 use super::commit::CommitRounds;
+use super::error::PoolError;
 use super::events::PoolEvent;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
-use super::metadata::{OpenOptions, ThinError, ThinMetadata};
+use super::metadata::{OpenOptions, ThinMetadata};
+use super::provision::{self, FirstWrite};
 use crate::channel::{ChannelId, Deferred, ToOwner};
 use crate::device::{DataDeviceRef, SECTOR_BYTES};
 use crate::errno::Errno;
@@ -25,6 +27,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Longest time an uncommitted change waits for a commit nobody asked for (thin.md 5).
@@ -78,84 +81,6 @@ impl PoolConfig {
             no_space_timeout: Duration::from_secs(60),
             metadata_cache_bytes: 64 << 20,
             mapping_cache_bytes: 256 << 20,
-        }
-    }
-}
-
-/// Why a pool did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum PoolError {
-    /// The metadata says no.
-    #[error(transparent)]
-    Metadata(#[from] ThinError),
-    /// The pool's mode does not allow changes.
-    #[error("pool '{pool}' is {mode}: no changes are possible{remedy}")]
-    Mode {
-        /// The pool.
-        pool: String,
-        /// Its mode in words.
-        mode: &'static str,
-        /// What to do about it.
-        remedy: &'static str,
-    },
-    /// A device is active.
-    #[error("thin device {id} of pool '{pool}' is active; deactivate it first")]
-    Active {
-        /// The pool.
-        pool: String,
-        /// The device.
-        id: u32,
-    },
-    /// A device is not active.
-    #[error("thin device {id} of pool '{pool}' is not active")]
-    NotActive {
-        /// The pool.
-        pool: String,
-        /// The device.
-        id: u32,
-    },
-    /// Devices are active.
-    #[error("pool '{pool}' has {count} active thin devices; deactivate them first")]
-    InUse {
-        /// The pool.
-        pool: String,
-        /// How many.
-        count: usize,
-    },
-    /// A parameter or device that does not fit.
-    #[error("pool '{pool}': {reason}")]
-    Invalid {
-        /// The pool.
-        pool: String,
-        /// What does not fit, and the remedy.
-        reason: String,
-    },
-    /// A data device failed.
-    #[error("pool '{pool}': the data device failed: {errno}")]
-    Data {
-        /// The pool.
-        pool: String,
-        /// How.
-        errno: Errno,
-    },
-    /// The pool has been closed.
-    #[error("pool '{pool}' is closed")]
-    Closed {
-        /// The pool.
-        pool: String,
-    },
-}
-
-impl PoolError {
-    /// The errno an RPC answers with.
-    pub fn errno(&self) -> Errno {
-        match self {
-            PoolError::Metadata(error) => error.errno(),
-            PoolError::Mode { .. } => Errno::EOPNOTSUPP,
-            PoolError::Active { .. } | PoolError::InUse { .. } => Errno::EBUSY,
-            PoolError::NotActive { .. } | PoolError::Closed { .. } => Errno::ENODEV,
-            PoolError::Invalid { .. } => Errno::EINVAL,
-            PoolError::Data { errno, .. } => *errno,
         }
     }
 }
@@ -373,26 +298,50 @@ impl Pool {
     }
 
     async fn serve(self: Rc<Self>, mut requests: mpsc::UnboundedReceiver<ToOwner<Thin>>) {
+        let mut gathered = Vec::new();
         while let Some(message) = requests.next().await {
-            match message {
-                ToOwner::Join(id, sender) => self.channels.join(id, sender),
-                ToOwner::Leave(id) => self.channels.leave(id),
-                ToOwner::Deferred(deferred) => self.accept(deferred),
+            self.take(message, &mut gathered);
+            while gathered.len() < provision::MOST
+                && let Ok(message) = requests.try_recv()
+            {
+                self.take(message, &mut gathered);
             }
+            self.start_provisioning(&mut gathered);
             if self.closed.get() && self.channels.is_empty() {
                 return;
             }
         }
     }
 
-    fn accept(self: &Rc<Self>, deferred: Deferred<Thin>) {
-        if deferred
-            .volume
-            .closed
-            .load(std::sync::atomic::Ordering::Relaxed)
-        {
-            return self.channels.complete(&deferred, Err(Errno::ENODEV));
+    fn take(self: &Rc<Self>, message: ToOwner<Thin>, gathered: &mut Vec<FirstWrite>) {
+        match message {
+            ToOwner::Join(id, sender) => self.channels.join(id, sender),
+            ToOwner::Leave(id) => self.channels.leave(id),
+            ToOwner::Deferred(deferred) if deferred.volume.closed.load(Ordering::Relaxed) => {
+                self.channels.complete(&deferred, Err(Errno::ENODEV));
+            }
+            ToOwner::Deferred(deferred) => match self.first_write(deferred) {
+                Ok(first) => {
+                    // A task is of one device.
+                    if gathered.last().is_some_and(|last| !last.is_with(&first)) {
+                        self.start_provisioning(gathered);
+                    }
+                    gathered.push(first);
+                }
+                Err(deferred) => self.accept(deferred),
+            },
         }
+    }
+
+    fn start_provisioning(self: &Rc<Self>, gathered: &mut Vec<FirstWrite>) {
+        if let Some(last) = gathered.last() {
+            let device = last.device();
+            let task = self.clone().provision(std::mem::take(gathered));
+            self.run_task(device, task);
+        }
+    }
+
+    fn accept(self: &Rc<Self>, deferred: Deferred<Thin>) {
         let device = deferred.volume.id;
         let Some(task) = self.task_for(deferred) else {
             return;

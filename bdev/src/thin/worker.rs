@@ -5,7 +5,7 @@
 
 use super::cache::{Entry, PAGE_BLOCKS, UNMAPPED, pack};
 use super::map::{DATA, PoolMode, Thin, ThinDev};
-use super::metadata::ThinError;
+use super::metadata::{ThinError, ThinMetadata};
 use super::pool::Pool;
 use crate::channel::Deferred;
 use crate::device::copy;
@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What becomes of the I/O that waits for a block.
-enum Outcome {
+#[derive(Clone, Copy)]
+pub(super) enum Outcome {
     /// Map it again.
     Retry,
     /// The writes among it fail; reads are mapped again.
@@ -35,6 +36,26 @@ pub(super) enum NotWritable {
     Failed(Errno),
 }
 
+impl NotWritable {
+    /// What a write is answered that cannot be mapped again.
+    pub(super) fn errno(self) -> Errno {
+        match self {
+            NotWritable::NoSpace => Errno::ENOSPC,
+            NotWritable::Failed(errno) => errno,
+        }
+    }
+}
+
+impl From<Result<(), NotWritable>> for Outcome {
+    fn from(made: Result<(), NotWritable>) -> Self {
+        match made {
+            Ok(()) => Outcome::Retry,
+            Err(NotWritable::NoSpace) => Outcome::NoSpace,
+            Err(NotWritable::Failed(errno)) => Outcome::FailWrites(errno),
+        }
+    }
+}
+
 impl Pool {
     /// Resolves a block for all I/O that waits for it.
     pub(super) async fn resolve_block(self: Rc<Self>, dev: Arc<ThinDev>, block: u64) {
@@ -42,7 +63,16 @@ impl Pool {
         let outcome = self.resolve_locked(&dev, block).await;
         drop(guard);
         let waiting = self.pending.borrow_mut().remove(&(dev.id, block));
-        for deferred in waiting.unwrap_or_default() {
+        self.answer(waiting.unwrap_or_default(), outcome);
+    }
+
+    /// Answers I/O that waited for a block, or has it mapped again.
+    pub(super) fn answer(
+        &self,
+        waiting: impl IntoIterator<Item = Deferred<Thin>>,
+        outcome: Outcome,
+    ) {
+        for deferred in waiting {
             let is_write = deferred.request.kind == IoKind::Write;
             match outcome {
                 Outcome::FailAll(errno) => self.channels.complete(&deferred, Err(errno)),
@@ -77,11 +107,7 @@ impl Pool {
             Some(write) => self.overwrite(dev, block, old, write).await,
             None => self.make_writable(dev, block, old).await,
         };
-        match made {
-            Ok(()) => Outcome::Retry,
-            Err(NotWritable::NoSpace) => Outcome::NoSpace,
-            Err(NotWritable::Failed(errno)) => Outcome::FailWrites(errno),
-        }
+        made.into()
     }
 
     /// What is mapped at a block, loading its page if need be.
@@ -124,19 +150,35 @@ impl Pool {
         old: Option<u64>,
     ) -> Result<(), NotWritable> {
         let new = self.allocate().await?;
+        let prepared = self.prepare(dev, block, old, new).await;
+        self.publish_new(dev, block, old, new, prepared).await
+    }
+
+    /// Puts into a new block what its virtual block shows now.
+    pub(super) async fn prepare(
+        &self,
+        dev: &ThinDev,
+        block: u64,
+        old: Option<u64>,
+        new: u64,
+    ) -> Result<(), Errno> {
         let sectors = u64::from(self.config.data_block_size_sectors);
-        let prepared = match old {
+        match old {
             Some(old) => {
                 let data = &*self.data;
                 copy(data, old * sectors, data, new * sectors, sectors).await
             }
             None => self.fill_new(dev, block, new * sectors).await,
-        };
-        self.publish_new(dev, block, old, new, prepared).await
+        }
     }
 
     /// Gives a new block the contents of the hole it fills: the external origin's, and zeroes.
-    async fn fill_new(&self, dev: &ThinDev, block: u64, at_sectors: u64) -> Result<(), Errno> {
+    pub(super) async fn fill_new(
+        &self,
+        dev: &ThinDev,
+        block: u64,
+        at_sectors: u64,
+    ) -> Result<(), Errno> {
         let sectors = u64::from(self.config.data_block_size_sectors);
         let from = block * sectors;
         let origin = self.origins.borrow().get(&dev.id).cloned();
@@ -160,7 +202,7 @@ impl Pool {
         match waiting.as_slice() {
             [only]
                 if only.request.kind == IoKind::Write
-                    && only.request.nr_blocks == self.shared.logical_per_block() =>
+                    && self.shared.is_whole_block(&only.request) =>
             {
                 waiting.pop()
             }
@@ -189,12 +231,8 @@ impl Pool {
         let base_block = new * self.shared.logical_per_block();
         let written = self.channels.forward_to(&write, DATA, base_block).await;
         let published = self.publish_new(dev, block, old, new, written).await;
-        let answer = match &published {
-            Ok(()) => Ok(()),
-            Err(NotWritable::Failed(errno)) => Err(*errno),
-            Err(NotWritable::NoSpace) => Err(Errno::ENOSPC),
-        };
-        self.channels.complete(&write, answer);
+        self.channels
+            .complete(&write, published.map_err(NotWritable::errno));
         // An error of this write says nothing about the others: they are mapped again.
         Ok(())
     }
@@ -209,19 +247,33 @@ impl Pool {
         prepared: Result<(), Errno>,
     ) -> Result<(), NotWritable> {
         let mut metadata = self.metadata.lock().await;
+        self.publish_locked(&mut metadata, dev, block, old, new, prepared)
+            .await
+    }
+
+    /// [`Pool::publish_new`] for who holds the metadata.
+    pub(super) async fn publish_locked(
+        &self,
+        metadata: &mut ThinMetadata,
+        dev: &Arc<ThinDev>,
+        block: u64,
+        old: Option<u64>,
+        new: u64,
+        prepared: Result<(), Errno>,
+    ) -> Result<(), NotWritable> {
         if let Err(errno) = prepared {
             // The kernel leaks the block here; giving it back keeps thin_check content.
             metadata.free_data_block(new);
             return Err(NotWritable::Failed(errno));
         }
-        let relieved = self.relieve(&mut metadata).await;
+        let relieved = self.relieve(metadata).await;
         if relieved.is_err() || self.shared.mode().refuses_changes() {
             metadata.free_data_block(new);
             return Err(NotWritable::Failed(Errno::EIO));
         }
         let inserted = metadata.insert(dev.id, block, new).await;
         if let Err(error) = inserted {
-            self.metadata_failed(&mut metadata, &error).await;
+            self.metadata_failed(metadata, &error).await;
             return Err(NotWritable::Failed(Errno::EIO));
         }
         dev.dirty.store(true, Ordering::Release);

@@ -59,6 +59,6 @@ impl InvalidateArgs {
             }
             from = until;
         }
-        blocks.end().map_err(DumpError::Sink)
+        blocks.end().map(drop).map_err(DumpError::Sink)
     }
 }

@@ -88,9 +88,7 @@ async fn put<V: Value, O: ValueOps<V>>(
         value.put(node::value_mut(&mut leaf.bytes_mut(), at));
         return Ok(false);
     }
-    let mut bytes = leaf.bytes_mut();
-    node::insert(&mut bytes, at, key, &vec![0; V::SIZE]);
-    value.put(node::value_mut(&mut bytes, at));
+    value.put(node::open_gap(&mut leaf.bytes_mut(), at, key));
     Ok(true)
 }
 

@@ -106,7 +106,7 @@ pub fn page_entries(limit: Option<u32>) -> usize {
     limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE) as usize
 }
 
-fn check_limit(limit: Option<u32>) -> Result<(), RpcError> {
+pub(super) fn check_limit(limit: Option<u32>) -> Result<(), RpcError> {
     match limit {
         Some(limit) if !(1..=MAX_PAGE).contains(&limit) => Err(RpcError::invalid(format!(
             "limit {limit} is not between 1 and {MAX_PAGE}"
@@ -116,7 +116,7 @@ fn check_limit(limit: Option<u32>) -> Result<(), RpcError> {
 }
 
 /// `file` is on the machine of the target, whose working directory is nobody's business.
-fn check_file(file: &str) -> Result<(), RpcError> {
+pub(super) fn check_file(file: &str) -> Result<(), RpcError> {
     match file.starts_with('/') && !file.contains('\0') {
         true => Ok(()),
         false => Err(RpcError::invalid(format!(
@@ -126,7 +126,7 @@ fn check_file(file: &str) -> Result<(), RpcError> {
 }
 
 /// Parameters that go with something else only.
-fn check_only_with(what: &str, others: &[(&str, bool)]) -> Result<(), RpcError> {
+pub(super) fn check_only_with(what: &str, others: &[(&str, bool)]) -> Result<(), RpcError> {
     match others.iter().find(|(_, given)| *given) {
         Some((name, _)) => Err(RpcError::invalid(format!(
             "'{name}' has no meaning {what}; leave it out"

@@ -145,6 +145,11 @@ impl<W: Write> BlocksWriter<W> {
         Ok(BlocksWriter { out, last: None })
     }
 
+    /// What is written to.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     /// Blocks after all those before; ranges that touch become one.
     pub fn range(&mut self, range: Range<u64>) -> io::Result<()> {
         match &mut self.last {
@@ -168,13 +173,14 @@ impl<W: Write> BlocksWriter<W> {
         }
     }
 
-    /// Ends the list.
-    pub fn end(mut self) -> io::Result<()> {
+    /// Ends the list, and gives back what was written to.
+    pub fn end(mut self) -> io::Result<W> {
         if let Some(last) = self.last.take() {
             self.line(&last)?;
         }
         self.out.write_all(b"</blocks>\n")?;
-        self.out.flush()
+        self.out.flush()?;
+        Ok(self.out)
     }
 }
 
@@ -187,5 +193,5 @@ pub fn write_blocks<W: Write>(
     for range in ranges {
         blocks.range(range)?;
     }
-    blocks.end()
+    blocks.end().map(drop)
 }

@@ -1,0 +1,204 @@
+//! Blocks made writable many at a time.
+//!
+//! First writes come in crowds, and most of what one costs is getting to it: a task, two turns at the
+//! metadata, a message for its data. So the owner gathers the writes that wait in its queue, and one
+//! task gives all their blocks in one turn at the metadata, then inserts the mappings of those whose data
+//! is in place together, as they come. What is not as plain as that, or does not succeed, goes block by
+//! block ([`Pool::resolve_block`]).
+
+use super::cache::Entry;
+use super::map::{DATA, PoolMode, Thin, ThinDev};
+use super::metadata::ThinMetadata;
+use super::pool::Pool;
+use super::worker::{NotWritable, Outcome};
+use crate::channel::Deferred;
+use crate::errno::Errno;
+use crate::locks::BlockGuard;
+use crate::target::IoKind;
+use futures::FutureExt;
+use futures::stream::{FuturesUnordered, StreamExt};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Most writes one task takes.
+pub(super) const MOST: usize = 64;
+
+/// A write whose block has to be made writable, and can be at once.
+pub(super) struct FirstWrite {
+    dev: Arc<ThinDev>,
+    block: u64,
+    /// The data block it shares, to be copied.
+    old: Option<u64>,
+    write: Deferred<Thin>,
+    /// It covers its block, so that nothing is to be copied or zeroed.
+    whole: bool,
+    guard: BlockGuard,
+}
+
+impl FirstWrite {
+    /// Its device's id.
+    pub(super) fn device(&self) -> u32 {
+        self.dev.id
+    }
+
+    /// Whether they are of one device.
+    pub(super) fn is_with(&self, other: &FirstWrite) -> bool {
+        Arc::ptr_eq(&self.dev, &other.dev)
+    }
+}
+
+/// A first write with a data block of its own, and how filling that went.
+type Filled = (FirstWrite, u64, Result<(), Errno>);
+
+impl Pool {
+    /// Takes a write if it is a plain first write; gives back what is not.
+    pub(super) fn first_write(&self, write: Deferred<Thin>) -> Result<FirstWrite, Deferred<Thin>> {
+        let dev = &write.volume;
+        let block = self.shared.split(write.request.offset_blocks).0;
+        let key = (dev.id, block);
+        if write.request.kind != IoKind::Write || self.shared.mode() != PoolMode::Write {
+            return Err(write);
+        }
+        let old = match dev.pages.get(block) {
+            Entry::Unmapped => None,
+            Entry::Mapped { data_block, time } if dev.is_shared(time) => Some(data_block),
+            _ => return Err(write),
+        };
+        if self.pending.borrow().contains_key(&key) {
+            return Err(write);
+        }
+        let lock = self.locks.lock_block(u64::from(dev.id), block);
+        let Some(guard) = lock.now_or_never() else {
+            return Err(write);
+        };
+        // Whatever else comes for this block joins.
+        self.pending.borrow_mut().insert(key, Vec::new());
+        Ok(FirstWrite {
+            dev: dev.clone(),
+            block,
+            old,
+            whole: self.shared.is_whole_block(&write.request),
+            write,
+            guard,
+        })
+    }
+
+    /// Makes the blocks of these writes, all of one device, writable.
+    pub(super) async fn provision(self: Rc<Self>, writes: Vec<FirstWrite>) {
+        let mut filling = FuturesUnordered::new();
+        let mut answers = Vec::with_capacity(writes.len());
+        {
+            let mut metadata = self.metadata.lock().await;
+            for first in writes {
+                let new = match self.shared.mode() {
+                    PoolMode::Write => metadata.alloc_data_block().await.ok(),
+                    _ => None,
+                };
+                match new {
+                    // Why is found out there.
+                    None => self.hand_over(first),
+                    Some(new) if self.needs_filling(&first) => {
+                        filling.push(self.fill(first, new));
+                    }
+                    Some(new) => {
+                        answers.push(
+                            self.insert_filled(&mut metadata, (first, new, Ok(())))
+                                .await,
+                        );
+                    }
+                }
+            }
+            self.check_low_water(&metadata);
+        }
+        self.answer_all(answers);
+        while let Some(filled) = filling.next().await {
+            let mut answers = Vec::new();
+            let mut metadata = self.metadata.lock().await;
+            answers.push(self.insert_filled(&mut metadata, filled).await);
+            while let Some(Some(filled)) = filling.next().now_or_never() {
+                answers.push(self.insert_filled(&mut metadata, filled).await);
+            }
+            drop(metadata);
+            self.answer_all(answers);
+        }
+    }
+
+    /// Has a block resolved by itself.
+    fn hand_over(self: &Rc<Self>, first: FirstWrite) {
+        let FirstWrite {
+            dev,
+            block,
+            write,
+            guard,
+            ..
+        } = first;
+        let key = (dev.id, block);
+        self.pending
+            .borrow_mut()
+            .entry(key)
+            .or_default()
+            .insert(0, write);
+        drop(guard);
+        let (pool, id) = (self.clone(), dev.id);
+        self.run_task(id, async move { pool.resolve_block(dev, block).await });
+    }
+
+    fn needs_filling(&self, first: &FirstWrite) -> bool {
+        first.whole
+            || first.old.is_some()
+            || !self.config.skip_block_zeroing
+            || first.dev.origin_logical_blocks > 0
+    }
+
+    async fn fill(&self, first: FirstWrite, new: u64) -> Filled {
+        let filled = if first.whole {
+            let base_block = new * self.shared.logical_per_block();
+            self.channels
+                .forward_to(&first.write, DATA, base_block)
+                .await
+        } else {
+            self.prepare(&first.dev, first.block, first.old, new).await
+        };
+        (first, new, filled)
+    }
+
+    async fn insert_filled(
+        &self,
+        metadata: &mut ThinMetadata,
+        (first, new, filled): Filled,
+    ) -> (FirstWrite, Result<(), NotWritable>) {
+        let FirstWrite {
+            dev, block, old, ..
+        } = &first;
+        let inserted = self
+            .publish_locked(metadata, dev, *block, *old, new, filled)
+            .await;
+        (first, inserted)
+    }
+
+    fn answer_all(&self, answers: Vec<(FirstWrite, Result<(), NotWritable>)>) {
+        for (first, made) in answers {
+            let FirstWrite {
+                dev,
+                block,
+                write,
+                whole,
+                guard,
+                ..
+            } = first;
+            drop(guard);
+            let joined = self.pending.borrow_mut().remove(&(dev.id, block));
+            let joined = joined.unwrap_or_default();
+            if whole {
+                self.channels
+                    .complete(&write, made.map_err(NotWritable::errno));
+                // An error of this write says nothing about the others: they are mapped again.
+                self.answer(joined, Outcome::Retry);
+                continue;
+            }
+            let outcome = Outcome::from(made);
+            self.answer([write], outcome);
+            self.answer(joined, outcome);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Opening an era target: its base bdevs are checked and claimed, its metadata is opened, its bdev is
+//! registered.
+
+use super::vbdev::EraDriver;
+use super::{BaseClosed, EraState, OpenEra, close, no_era, nr_sectors, refuse};
+use crate::bases::{self, MAX_CACHE_MIB, MIN_METADATA_BYTES};
+use crate::devices::{DataBdev, MetadataBdev};
+use crate::host::SpdkRuntime;
+use crate::registry::Registry;
+use bdev::era::{Era, EraConfig};
+use bdev::errno::Errno;
+use futures::channel::oneshot;
+use rpc::RpcError;
+use rpc::params::EraCreate;
+use spdk::base::{BaseChannel, Descriptor, Event, IoKind};
+use spdk::vbdev::{Params, Vbdev};
+use std::cell::Cell;
+use std::rc::Rc;
+
+impl Registry {
+    /// Opens a declared target that is waiting; any other is left alone.
+    pub async fn open_era(self: &Rc<Self>, name: &str) -> Result<(), RpcError> {
+        let params = {
+            let mut eras = self.eras.borrow_mut();
+            let entry = eras.get_mut(name).ok_or_else(|| no_era(name))?;
+            if !matches!(entry.state, EraState::Waiting) {
+                return Ok(());
+            }
+            entry.state = EraState::Opening;
+            entry.closing = false;
+            entry.failure = None;
+            entry.params.clone()
+        };
+        let result = self.open_and_register(&params).await;
+        let waiters = {
+            let mut eras = self.eras.borrow_mut();
+            let entry = eras.get_mut(name).ok_or_else(|| no_era(name))?;
+            if let Err(error) = &result {
+                entry.state = EraState::Waiting;
+                entry.closing = false;
+                entry.failure.get_or_insert_with(|| error.message.clone());
+            }
+            std::mem::take(&mut entry.waiters)
+        };
+        drop(waiters);
+        self.finish_if_closed();
+        result
+    }
+
+    async fn open_and_register(self: &Rc<Self>, params: &EraCreate) -> Result<(), RpcError> {
+        let name = &params.name;
+        let (open, bases) = self.try_open_era(params).await?;
+        let wanted = {
+            let eras = self.eras.borrow();
+            eras.get(name).is_some_and(|entry| !entry.closing)
+        };
+        let registered = match wanted && !self.is_stopping() {
+            true => register(params, &open),
+            false => Err(RpcError::new(
+                Errno::ENODEV,
+                format!("era '{name}': a base bdev was removed while it was being opened"),
+            )),
+        };
+        let vbdev = match registered {
+            Ok(vbdev) => vbdev,
+            Err(error) => {
+                // Logged there.
+                let _ = close(open, bases).await;
+                return Err(error);
+            }
+        };
+        let mut eras = self.eras.borrow_mut();
+        let entry = eras.get_mut(name).ok_or_else(|| no_era(name))?;
+        entry.state = EraState::Open(open);
+        entry.vbdev = Some(vbdev);
+        entry.bases = bases;
+        log::info!("era '{name}' is open");
+        Ok(())
+    }
+
+    async fn try_open_era(
+        self: &Rc<Self>,
+        params: &EraCreate,
+    ) -> Result<(Rc<OpenEra>, Vec<BaseClosed>), RpcError> {
+        let name = &params.name;
+        if params.metadata_cache_mib > MAX_CACHE_MIB {
+            return Err(RpcError::invalid(format!(
+                "era '{name}': a cache of more than {MAX_CACHE_MIB} MiB"
+            )));
+        }
+        let (metadata, metadata_channel, metadata_closed) =
+            self.take_era_base(params, &params.metadata_bdev, MIN_METADATA_BYTES)?;
+        let (origin, origin_channel, origin_closed) =
+            self.take_era_base(params, &params.origin_bdev, 512)?;
+        let info = origin.info();
+        if let Some(sectors) = params.size_sectors
+            && !(sectors * 512).is_multiple_of(u64::from(info.block_bytes))
+        {
+            return Err(RpcError::invalid(format!(
+                "era '{name}': a size of {sectors} sectors is not a whole number of blocks of bdev '{}'",
+                params.origin_bdev
+            )));
+        }
+        let config = EraConfig {
+            block_size_sectors: params.block_size_sectors,
+            nr_sectors: params.size_sectors,
+            metadata_cache_bytes: params.metadata_cache_mib << 20,
+            ..EraConfig::new(name)
+        };
+        let era = Era::open(
+            config,
+            SpdkRuntime::new(),
+            Rc::new(MetadataBdev::new(metadata_channel)),
+            Rc::new(DataBdev::new(origin_channel)),
+            info.supports(IoKind::Flush),
+        )
+        .await
+        .map_err(|error| {
+            let mut error = refuse(&error);
+            error.message += &format!(" (metadata bdev '{}')", params.metadata_bdev);
+            error
+        })?;
+        let open = OpenEra {
+            era,
+            origin,
+            metadata,
+            readers: Cell::new(0),
+            dropping: Cell::new(false),
+        };
+        Ok((Rc::new(open), vec![metadata_closed, origin_closed]))
+    }
+
+    /// Takes a base bdev, and follows what happens to it. The last value resolves when it is closed.
+    fn take_era_base(
+        self: &Rc<Self>,
+        params: &EraCreate,
+        bdev: &str,
+        needed_bytes: u64,
+    ) -> Result<(Descriptor, BaseChannel, BaseClosed), RpcError> {
+        let registry = Rc::downgrade(self);
+        let (era, removed) = (params.name.clone(), bdev.to_owned());
+        let (open, closed) = oneshot::channel();
+        let events = move |event| {
+            // Dropped with this when the bdev is closed.
+            let _open: &oneshot::Sender<()> = &open;
+            let Some(registry) = registry.upgrade() else {
+                return;
+            };
+            let (era, bdev) = (era.clone(), removed.clone());
+            match event {
+                Event::Remove => {
+                    spdk::executor::spawn(async move {
+                        registry.era_base_removed(&era, &bdev).await;
+                    });
+                }
+                Event::Resize => {
+                    spdk::executor::spawn(async move { registry.era_base_resized(&era).await });
+                }
+                Event::Other => {}
+            }
+        };
+        let owner = format!("era '{}'", params.name);
+        let (desc, channel) = bases::take(&owner, bdev, needed_bytes, events)?;
+        Ok((desc, channel, closed))
+    }
+
+    /// Waits while a target is being opened.
+    pub async fn wait_era_opening(&self, name: &str) {
+        let opening = {
+            let mut eras = self.eras.borrow_mut();
+            match eras.get_mut(name) {
+                Some(entry) if matches!(entry.state, EraState::Opening) => {
+                    let (tx, rx) = oneshot::channel();
+                    entry.waiters.push(tx);
+                    rx
+                }
+                _ => return,
+            }
+        };
+        // Ends when the sender is dropped.
+        let _ = opening.await;
+    }
+}
+
+fn register(params: &EraCreate, open: &OpenEra) -> Result<Vbdev, RpcError> {
+    let info = open.origin.info();
+    let sectors = params
+        .size_sectors
+        .unwrap_or_else(|| nr_sectors(&open.origin));
+    let vbdev = Vbdev::register(
+        &Params {
+            name: params.name.clone(),
+            product_name: "spdk-dm era".to_owned(),
+            block_bytes: info.block_bytes,
+            nr_blocks: sectors * 512 / u64::from(info.block_bytes),
+            // A write over several blocks is let through when all are marked.
+            optimal_boundary_blocks: 0,
+            write_cache: info.supports(IoKind::Flush),
+            uuid: [0; 16],
+        },
+        EraDriver::new(params, &open.era, open.origin.clone()),
+    );
+    vbdev.map_err(|errno| {
+        RpcError::new(
+            Errno(errno),
+            format!("bdev '{}' cannot be registered", params.name),
+        )
+    })
+}
