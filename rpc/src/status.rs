@@ -78,6 +78,11 @@ pub fn pool_json(name: &str, status: &PoolStatus) -> Value {
         "low_data": status.low_data,
         "low_metadata": status.low_metadata,
         "active_devices": status.active_devices,
+        "deletions": status.deletions.iter().map(|deletion| json!({
+            "id": deletion.id,
+            "mapped_blocks": deletion.mapped_blocks,
+            "unmapped_blocks": deletion.unmapped_blocks,
+        })).collect::<Vec<_>>(),
         "commits": counters.commits,
         "provisioned_blocks": counters.provisioned,
         "shares_broken": counters.shares_broken,

@@ -49,12 +49,24 @@ impl Pool {
 
     /// What precedes every change: the transaction is ended if it has used most of the free metadata, and
     /// the data bdev must flush now, so that a change is hardly ever made that then cannot be committed.
-    async fn make_ready(&self, metadata: &mut ThinMetadata) -> Result<(), PoolError> {
-        let ready = match metadata.is_metadata_tight() {
-            true => self.commit_locked(metadata).await,
-            false => self.flush_data().await,
-        };
-        ready.map_err(|errno| self.data_error(errno))?;
+    pub(super) async fn make_ready(&self, metadata: &mut ThinMetadata) -> Result<(), PoolError> {
+        if metadata.is_metadata_tight() {
+            return self.make_ready_by_commit(metadata).await;
+        }
+        self.flush_data()
+            .await
+            .map_err(|errno| self.data_error(errno))?;
+        self.writable()
+    }
+
+    /// Commits, and asks whether the pool may still be changed.
+    pub(super) async fn make_ready_by_commit(
+        &self,
+        metadata: &mut ThinMetadata,
+    ) -> Result<(), PoolError> {
+        self.commit_locked(metadata)
+            .await
+            .map_err(|errno| self.data_error(errno))?;
         self.writable()
     }
 
@@ -103,6 +115,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
+        self.not_deleting(origin)?;
         self.make_ready(&mut metadata).await?;
         metadata.check_snap(id, origin).await?;
         let active = self.active.borrow().get(&origin).cloned();
@@ -115,22 +128,6 @@ impl Pool {
             self.channels.barrier().await;
         }
         let result = metadata.create_snap(id, origin).await;
-        self.settle(&mut metadata, result).await
-    }
-
-    /// Deletes a thin device that is not active; blocks nobody shares become free.
-    pub async fn delete(&self, id: u32) -> Result<(), PoolError> {
-        self.check_open()?;
-        self.writable()?;
-        let mut metadata = self.metadata.lock().await;
-        if self.active.borrow().contains_key(&id) {
-            return Err(PoolError::Active {
-                pool: self.config.name.clone(),
-                id,
-            });
-        }
-        self.make_ready(&mut metadata).await?;
-        let result = metadata.delete(id).await;
         self.settle(&mut metadata, result).await
     }
 
@@ -218,6 +215,7 @@ impl Pool {
                 id,
             });
         }
+        self.not_deleting(id)?;
         let details = metadata.details(id).await?;
         let pages = self
             .cache

@@ -27,6 +27,20 @@ pub enum PoolError {
         /// The device.
         id: u32,
     },
+    /// A device is being deleted.
+    #[error(
+        "thin device {id} of pool '{pool}' is being deleted: {unmapped_blocks} of {mapped_blocks} blocks are unmapped"
+    )]
+    Deleting {
+        /// The pool.
+        pool: String,
+        /// The device.
+        id: u32,
+        /// Of its blocks, how many are unmapped.
+        unmapped_blocks: u64,
+        /// How many it had mapped.
+        mapped_blocks: u64,
+    },
     /// A device is not active.
     #[error("thin device {id} of pool '{pool}' is not active")]
     NotActive {
@@ -83,7 +97,9 @@ impl PoolError {
         match self {
             PoolError::Metadata(error) => error.errno(),
             PoolError::Mode { .. } => Errno::EOPNOTSUPP,
-            PoolError::Active { .. } | PoolError::InUse { .. } => Errno::EBUSY,
+            PoolError::Active { .. } | PoolError::InUse { .. } | PoolError::Deleting { .. } => {
+                Errno::EBUSY
+            }
             PoolError::NotActive { .. } | PoolError::Closed { .. } => Errno::ENODEV,
             PoolError::Invalid { .. } => Errno::EINVAL,
             PoolError::Data { errno, .. } | PoolError::Uncommitted { errno, .. } => *errno,

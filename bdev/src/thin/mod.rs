@@ -4,11 +4,12 @@
 //! - [`map`], [`cache`]: the hot path and the published mappings it reads.
 //! - [`pool`]: the owner: opening, its message loop, closing.
 //! - `provision`, `worker`, `ranges`, `commit`: the slow paths the owner runs as tasks.
-//! - `control`, `grow`: what RPCs and messages ask for, and growth. [`events`]: what watchers are told. [`status`]: what they are told.
+//! - `control`, `deletion`, `grow`: what RPCs and messages ask for, and growth. [`events`]: what watchers are told. [`status`]: what they are told.
 
 pub mod cache;
 mod commit;
 mod control;
+mod deletion;
 mod error;
 pub mod events;
 mod grow;
@@ -20,6 +21,7 @@ mod ranges;
 pub mod status;
 mod worker;
 
+pub use deletion::Deletion;
 pub use error::PoolError;
 pub use events::PoolEvent;
 pub use map::{PoolMode, PoolShared, Thin, ThinDev};

@@ -6,6 +6,7 @@
 
 use super::cache::{MappingCache, MappingCacheStats};
 use super::commit::CommitRounds;
+use super::deletion::Deletion;
 use super::error::PoolError;
 use super::events::PoolEvent;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
@@ -64,6 +65,8 @@ pub struct PoolConfig {
     pub metadata_cache_bytes: u64,
     /// Limit of the mapping cache.
     pub mapping_cache_bytes: u64,
+    /// Leaves of a device's tree that a deletion takes at a time, at least 1.
+    pub deletion_step_leaves: usize,
 }
 
 impl PoolConfig {
@@ -81,6 +84,7 @@ impl PoolConfig {
             no_space_timeout: Duration::from_secs(60),
             metadata_cache_bytes: 64 << 20,
             mapping_cache_bytes: 256 << 20,
+            deletion_step_leaves: 16,
         }
     }
 }
@@ -135,6 +139,7 @@ pub struct Pool {
     pub(super) low_metadata: Cell<bool>,
     pub(super) watcher: RefCell<Option<Watcher>>,
     pub(super) counters: Cell<PoolCounters>,
+    pub(super) deletions: RefCell<BTreeMap<u32, Deletion>>,
     /// Tasks working on I/O, per device.
     pub(super) tasks: RefCell<FxHashMap<u32, u64>>,
     pub(super) idle: RefCell<Vec<oneshot::Sender<()>>>,
@@ -239,6 +244,7 @@ impl Pool {
             low_metadata: Cell::new(false),
             watcher: RefCell::default(),
             counters: Cell::default(),
+            deletions: RefCell::default(),
             tasks: RefCell::default(),
             idle: RefCell::default(),
             closed: Cell::new(false),

@@ -115,14 +115,8 @@ impl Pool {
         if removed.count > 0 {
             dev.dirty.store(true, Ordering::Release);
             dev.pages.unmap(begin, end);
-            self.unmapped_some.set(true);
             self.count(|counters| counters.discarded += removed.count);
-            // They may still have I/O in flight, so nobody gets them before the next commit's
-            // barrier, not even those that were allocated in this transaction.
-            for block in &removed.freed {
-                metadata.hold_data_block(*block);
-            }
-            self.freed.borrow_mut().extend(removed.freed);
+            self.hold_freed(metadata, removed.freed);
         }
         match metadata.next_mapped(dev.id, end).await {
             Ok(next) => Ok(next.unwrap_or(limit).min(limit)),
@@ -131,6 +125,17 @@ impl Pool {
                 Err(Errno::EIO)
             }
         }
+    }
+
+    /// What to do with data blocks that have lost their last mapping: they may still have I/O in flight,
+    /// so nobody gets them before the next commit's barrier, not even those that were allocated in this
+    /// transaction.
+    pub(super) fn hold_freed(&self, metadata: &mut ThinMetadata, blocks: Vec<u64>) {
+        self.unmapped_some.set(true);
+        for block in &blocks {
+            metadata.hold_data_block(*block);
+        }
+        self.freed.borrow_mut().extend(blocks);
     }
 
     /// Zeroes part of a block. A hole needs nothing, unless it shows an external origin.

@@ -1,6 +1,7 @@
 //! What a pool and a thin device say of themselves (thin.md 11.5, 11.6).
 
 use super::cache::MappingCacheStats;
+use super::deletion::Deletion;
 use super::map::PoolMode;
 use super::metadata::ThinMetadata;
 use super::pool::{Pool, PoolCounters};
@@ -40,6 +41,8 @@ pub struct PoolStatus {
     pub data_block_size_sectors: u32,
     /// Active devices.
     pub active_devices: usize,
+    /// Deletions under way.
+    pub deletions: Vec<Deletion>,
     /// Counters of the slow paths.
     pub counters: PoolCounters,
     /// The mapping cache.
@@ -74,6 +77,7 @@ impl PoolStatus {
             low_metadata: pool.low_metadata.get(),
             data_block_size_sectors: pool.config.data_block_size_sectors,
             active_devices: pool.active.borrow().len(),
+            deletions: pool.deletions.borrow().values().copied().collect(),
             counters: pool.counters.get(),
             mapping_cache: pool.cache.stats(),
             metadata_cache_used_bytes: metadata.cache_used_bytes(),

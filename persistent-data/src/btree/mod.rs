@@ -6,10 +6,12 @@
 
 mod insert;
 mod remove;
+mod unshared;
 mod walk;
 
 pub use insert::insert;
 pub use remove::{delete, remove, remove_range};
+pub use unshared::unshared_leaves;
 pub use walk::{last_key, lookup, next, walk};
 
 use crate::block::{get_u32, get_u64, put_u32, put_u64};

@@ -134,6 +134,12 @@ impl Manager {
         let active = volume.dev.borrow().is_some();
         if !active {
             volume.fate.set(Fate::Deleting);
+            // Blocks may go before the device does.
+            let now = self.world.tick();
+            let hole = |block| self.world.shape.hole(block);
+            let mut history = volume.history.borrow_mut();
+            let len = history.len();
+            history.begin(0, len, hole, now);
         }
         let result = self.pool.delete(id).await;
         self.world

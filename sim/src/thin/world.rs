@@ -55,6 +55,7 @@ impl Shape {
         if dice.one_in(2) {
             config.metadata_cache_bytes = 0;
         }
+        config.deletion_step_leaves = 1 + dice.below(3) as usize;
         let block_bytes = if dice.one_in(4) { 512 } else { 4096 };
         let per_block = u64::from(data_block_sectors) * 512 / u64::from(block_bytes);
         Shape {

@@ -112,6 +112,13 @@ impl ThinMetadata {
         self.device(id).await
     }
 
+    /// The root of a device's tree, with nothing shared on the way to it.
+    pub(super) async fn own_root(&mut self, id: u32) -> Result<u64, ThinError> {
+        self.device(id).await?;
+        self.enter()?;
+        Ok(self.writable_device(id).await?.root)
+    }
+
     /// Notes where a device's root is now, in core and in level 1.
     async fn set_root(&mut self, id: u32, root: u64) -> Result<(), ThinError> {
         let (mapping_root, _) = btree::insert(

@@ -19,6 +19,7 @@ pub mod restore;
 mod roots;
 pub mod runs;
 mod share;
+mod shrink;
 pub mod sink;
 mod snap;
 mod superblock;
@@ -30,6 +31,7 @@ pub mod xml;
 pub use devices::{FindError, MappedBlock, MappedRange};
 pub use error::ThinError;
 pub use refs::Details;
+pub use shrink::Shrunk;
 pub use superblock::Superblock;
 
 use persistent_data::btree;
