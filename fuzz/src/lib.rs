@@ -20,6 +20,7 @@ pub mod image;
 pub mod json_rpc;
 pub mod persistent_data;
 pub mod thin_metadata;
+pub mod xml;
 
 /// The name of a target, and what runs one input.
 pub type Target = (&'static str, fn(&[u8]));
@@ -31,4 +32,5 @@ pub const TARGETS: &[Target] = &[
     ("persistent_data", persistent_data::run),
     ("json_rpc", json_rpc::run),
     ("dm_lines", dm_lines::run),
+    ("xml", xml::run),
 ];

@@ -1,7 +1,7 @@
 //! The course of a simulated run, whatever the target: its clock, what has gone wrong, who still works.
 
-use crate::disk::Disk;
-use crate::executor::Executor;
+use crate::disk::{Disk, FaultRates};
+use crate::executor::{Coverage, Executor};
 use crate::history::Moment;
 use bdev::runtime::Runtime;
 use std::cell::{Cell, RefCell};
@@ -77,4 +77,46 @@ impl Course {
             disk.remove();
         }));
     }
+}
+
+/// Changes to what a run does.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Print what happens.
+    pub trace: bool,
+    /// The disks lie: one flush in so many is not carried out. For showing that this is found.
+    pub lost_flush: u64,
+}
+
+/// A world that lives several times, as a target does on the same disks.
+pub trait Lives {
+    /// The world of a seed.
+    fn begin(executor: &Rc<Executor>) -> Self;
+    /// Its disks.
+    fn disks(&self) -> [&Rc<Disk>; 2];
+    /// One life, from opening to the moment before the power cut.
+    fn live(&self, number: u64, lying: bool) -> Result<(), String>;
+    /// The power cut, and what must be true after it.
+    fn cut_power(&self) -> Result<(), String>;
+}
+
+/// Lives of a world.
+const NR_LIVES: u64 = 5;
+
+/// Runs a seed: what happened how often, or what was wrong.
+pub fn run<L: Lives>(seed: u64, options: Options) -> Result<Coverage, String> {
+    let executor = Executor::new(seed);
+    if options.trace {
+        executor.start_tracing();
+    }
+    let lives = L::begin(&executor);
+    for number in 0..NR_LIVES {
+        executor.trace(|| format!("life {number}"));
+        for disk in lives.disks() {
+            disk.set_faults(FaultRates::lies(options.lost_flush));
+        }
+        lives.live(number, options.lost_flush > 0)?;
+        lives.cut_power()?;
+    }
+    Ok(executor.coverage())
 }

@@ -74,6 +74,50 @@ pub struct FaultRates {
     pub lost_flush: u64,
 }
 
+impl FaultRates {
+    /// Reads, writes and flushes fail.
+    pub fn errors(often: u64) -> Self {
+        FaultRates {
+            read_error: often,
+            write_error: often,
+            ..Self::flush_errors(often)
+        }
+    }
+
+    /// Flushes fail.
+    pub fn flush_errors(often: u64) -> Self {
+        FaultRates {
+            flush_error: often,
+            ..Self::default()
+        }
+    }
+
+    /// I/Os are slow, and fewer of them never end.
+    pub fn stalls(often: u64) -> Self {
+        FaultRates {
+            slow: often,
+            stuck: often * 4,
+            ..Self::default()
+        }
+    }
+
+    /// Sectors become unreadable.
+    pub fn latent_errors(often: u64) -> Self {
+        FaultRates {
+            latent: often,
+            ..Self::default()
+        }
+    }
+
+    /// Flushes are acknowledged and not carried out.
+    pub fn lies(often: u64) -> Self {
+        FaultRates {
+            lost_flush: often,
+            ..Self::default()
+        }
+    }
+}
+
 /// The shape of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {

@@ -14,6 +14,13 @@ use crate::node;
 use crate::tm::TransactionManager;
 use std::rc::Rc;
 
+fn misplaced(root: u64) -> Error {
+    Error::Corrupt {
+        block: root,
+        what: "keys are not in the leaf where they belong",
+    }
+}
+
 /// Removes a key. Returns the new root and the value that was there, already released.
 pub async fn remove<V: Value, O: ValueOps<V>>(
     tm: &TransactionManager,
@@ -25,9 +32,12 @@ pub async fn remove<V: Value, O: ValueOps<V>>(
     let Some(value) = lookup::<V>(tm, root, key).await? else {
         return Ok((root, None));
     };
-    let (root, _) =
-        remove_in_leaf(tm, root, key, key.saturating_add(1), ops, &mut |_, _| {}).await?;
-    Ok((root, Some(value)))
+    let end = key.saturating_add(1);
+    let (root, in_leaf) = remove_in_leaf(tm, root, key, end, ops, &mut |_, _| {}).await?;
+    match in_leaf {
+        0 => Err(misplaced(root)),
+        _ => Ok((root, Some(value))),
+    }
 }
 
 /// Removes all keys in `begin..end`. `removed` sees each entry before it is released. Returns the
@@ -47,10 +57,7 @@ pub async fn remove_range<V: Value, O: ValueOps<V>>(
         }
         let (new_root, in_leaf) = remove_in_leaf(tm, root, key, end, ops, &mut removed).await?;
         if in_leaf == 0 {
-            return Err(Error::Corrupt {
-                block: new_root,
-                what: "keys are not in the leaf where they belong",
-            });
+            return Err(misplaced(new_root));
         }
         root = new_root;
         count += in_leaf;

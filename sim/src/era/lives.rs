@@ -121,12 +121,9 @@ async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), St
 async fn opening_fails(world: &Rc<World>) {
     world.executor.count("openings on failing disks");
     let often = 1 + world.executor.below(40);
-    world.metadata.set_faults(crate::disk::FaultRates {
-        read_error: often,
-        write_error: often,
-        flush_error: often,
-        ..Default::default()
-    });
+    world
+        .metadata
+        .set_faults(crate::disk::FaultRates::errors(often));
     // An error, or a target that is dropped at once.
     let _ = open(world).await;
 }

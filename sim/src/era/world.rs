@@ -198,36 +198,22 @@ impl World {
     /// be removed.
     pub fn roll_faults(&self) -> Option<(u64, Rc<Disk>)> {
         let dice = &self.executor;
-        let rates = |n: u64| FaultRates {
-            read_error: n,
-            write_error: n,
-            flush_error: n,
-            ..FaultRates::default()
-        };
         let often = 5 + dice.below(80);
         self.faulty.set(true);
         match dice.below(16) {
-            0 => self.origin.set_faults(rates(often)),
-            1..=3 => self.metadata.set_faults(rates(often)),
-            4 => self.metadata.set_faults(FaultRates {
-                flush_error: often / 5 + 1,
-                ..FaultRates::default()
-            }),
+            0 => self.origin.set_faults(FaultRates::errors(often)),
+            1..=3 => self.metadata.set_faults(FaultRates::errors(often)),
+            4 => self
+                .metadata
+                .set_faults(FaultRates::flush_errors(often / 5 + 1)),
             5 => {
                 for disk in [&self.origin, &self.metadata] {
-                    disk.set_faults(FaultRates {
-                        slow: often,
-                        stuck: often * 4,
-                        ..FaultRates::default()
-                    });
+                    disk.set_faults(FaultRates::stalls(often));
                 }
             }
             6 => {
                 for disk in [&self.origin, &self.metadata] {
-                    disk.set_faults(FaultRates {
-                        latent: often,
-                        ..FaultRates::default()
-                    });
+                    disk.set_faults(FaultRates::latent_errors(often));
                 }
             }
             7 => return Some((dice.below(100), self.metadata.clone())),

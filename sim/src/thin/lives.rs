@@ -138,12 +138,9 @@ fn tally(dice: &Executor, pool: &Pool) {
 async fn opening_fails(world: &Rc<World>) {
     world.executor.count("openings on failing disks");
     let often = 1 + world.executor.below(40);
-    world.metadata.set_faults(crate::disk::FaultRates {
-        read_error: often,
-        write_error: often,
-        flush_error: often,
-        ..Default::default()
-    });
+    world
+        .metadata
+        .set_faults(crate::disk::FaultRates::errors(often));
     // An error, or a pool that is dropped at once.
     let _ = Pool::open(
         world.shape.config.clone(),

@@ -246,36 +246,22 @@ impl World {
     /// be removed.
     pub fn roll_faults(&self) -> Option<(u64, Rc<Disk>)> {
         let dice = &self.executor;
-        let rates = |n: u64| FaultRates {
-            read_error: n,
-            write_error: n,
-            flush_error: n,
-            ..FaultRates::default()
-        };
         let often = 5 + dice.below(80);
         self.faulty.set(true);
         match dice.below(16) {
-            0 => self.data.set_faults(rates(often)),
-            1 | 2 => self.metadata.set_faults(rates(often)),
-            3 => self.data.set_faults(FaultRates {
-                flush_error: often / 5 + 1,
-                ..FaultRates::default()
-            }),
+            0 => self.data.set_faults(FaultRates::errors(often)),
+            1 | 2 => self.metadata.set_faults(FaultRates::errors(often)),
+            3 => self
+                .data
+                .set_faults(FaultRates::flush_errors(often / 5 + 1)),
             4 => {
                 for disk in [&self.data, &self.metadata] {
-                    disk.set_faults(FaultRates {
-                        slow: often,
-                        stuck: often * 4,
-                        ..FaultRates::default()
-                    });
+                    disk.set_faults(FaultRates::stalls(often));
                 }
             }
             5 => {
                 for disk in [&self.data, &self.metadata] {
-                    disk.set_faults(FaultRates {
-                        latent: often,
-                        ..FaultRates::default()
-                    });
+                    disk.set_faults(FaultRates::latent_errors(often));
                 }
             }
             6 => return Some((dice.below(100), self.data.clone())),

@@ -56,13 +56,21 @@ impl EraMetadata {
                 Step::Some
             }
             false => {
-                let (root, _) = btree::remove::<Writeset, _>(
+                let (root, removed) = btree::remove::<Writeset, _>(
                     &self.tm,
                     self.sb.writeset_tree_root,
                     key,
                     &WritesetRefs,
                 )
                 .await?;
+                // Else the same writeset would be found again and again.
+                if removed.is_none() {
+                    return Err(persistent_data::Error::Corrupt {
+                        block: root,
+                        what: "an archived writeset is not in the leaf where it belongs",
+                    }
+                    .into());
+                }
                 self.sb.writeset_tree_root = root;
                 self.sb_changed = true;
                 self.digest = None;
