@@ -13,6 +13,8 @@ pub mod errno;
 pub mod locks;
 pub mod owner;
 pub mod runtime;
+
+pub mod snapshot;
 mod stage;
 pub mod target;
 pub mod thin;

@@ -1,0 +1,539 @@
+//! A persistent exception store on a COW device, in the kernel's format (snapshot.md 1).
+//!
+//! Relies on its caller for order: [`PersistentStore::commit`], [`PersistentStore::clear_last`] and
+//! [`PersistentStore::scan`] are never called while another of them is under way. Entries are written in
+//! units of an area ([`Layout::unit_bytes`]), each with a flush before and after; what the kernel reads of
+//! that is the same as if the whole area had been written. Behind the end marker there is nothing: what
+//! a torn write left there is cleaned when the store is loaded.
+
+use super::super::error::SnapshotError;
+use super::super::layout::{
+    DEFAULT_CHUNK_SECTORS, ENTRY_BYTES, Exception, Header, Layout, MAGIC, Position, VERSION,
+    is_chunk_size,
+};
+use super::summary::Summary;
+use crate::device::{ByteDeviceRef, SECTOR_BYTES};
+use std::cell::{Cell, RefCell};
+
+const READ_AREA: &str = "reading an area of the COW device";
+const WRITE_AREA: &str = "writing an area of the COW device";
+const HEADER: &str = "the header of the COW device";
+
+/// An exception store.
+pub struct PersistentStore {
+    device: ByteDeviceRef,
+    layout: Layout,
+    next_free: Cell<u64>,
+    /// The end marker: entries before it are committed.
+    end: Cell<Position>,
+    /// Allocated and not committed.
+    nr_pending: Cell<u64>,
+    /// The unit with the end marker, or with the last entry; none: not in memory.
+    unit: RefCell<Option<Unit>>,
+    /// What is known of each area's contents.
+    summaries: RefCell<Vec<Summary>>,
+    merging: Cell<bool>,
+}
+
+struct Unit {
+    area: u64,
+    number: u64,
+    bytes: Vec<u8>,
+}
+
+/// Consecutive exceptions, both chunks rising by one: what is merged at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// First chunk of the origin.
+    pub old_chunk: u64,
+    /// First chunk of the COW device.
+    pub new_chunk: u64,
+    /// How many.
+    pub nr_chunks: u64,
+}
+
+/// What was found on a COW device.
+pub enum Opened {
+    /// A store to work with.
+    Valid(PersistentStore),
+    /// A store that was invalidated: nothing in it counts.
+    Invalid(PersistentStore),
+}
+
+impl PersistentStore {
+    /// Opens the store on `device`, or makes a new one where there is none. `chunk_sectors` is the table's
+    /// (0: the default); a header's own goes before it. `found` is told every exception, in the order of
+    /// the store, and says whether it is the first for its chunk of the origin.
+    ///
+    /// Errors: what the device says, a header or entries that cannot be.
+    pub async fn open(
+        device: ByteDeviceRef,
+        chunk_sectors: u64,
+        origin_block_bytes: u32,
+        mut found: impl FnMut(Layout, Exception) -> bool,
+    ) -> Result<Opened, SnapshotError> {
+        let block_bytes = device.block_bytes().max(origin_block_bytes);
+        let default = DEFAULT_CHUNK_SECTORS.max(u64::from(block_bytes) / SECTOR_BYTES);
+        let wanted = match chunk_sectors {
+            0 => default,
+            given => given,
+        };
+        check_chunk_size(wanted, block_bytes)?;
+        let header = read_header(&device).await?;
+        if header.magic == 0 {
+            let layout = Layout::new(wanted);
+            format(&device, layout).await?;
+            return Ok(Opened::Valid(Self::new(device, layout)));
+        }
+        let layout = check_header(header, block_bytes)?;
+        if layout.chunk_sectors() != wanted && chunk_sectors != 0 {
+            log::warn!(
+                "the exception store has chunks of {} sectors, not {wanted}; its own count",
+                layout.chunk_sectors()
+            );
+        }
+        if header.valid == 0 {
+            return Ok(Opened::Invalid(Self::new(device, layout)));
+        }
+        let store = Self::new(device, layout);
+        store.load(|exception| found(layout, exception)).await?;
+        Ok(Opened::Valid(store))
+    }
+
+    fn new(device: ByteDeviceRef, layout: Layout) -> Self {
+        PersistentStore {
+            device,
+            layout,
+            next_free: Cell::new(2),
+            end: Cell::default(),
+            nr_pending: Cell::new(0),
+            unit: RefCell::default(),
+            summaries: RefCell::default(),
+            merging: Cell::new(false),
+        }
+    }
+
+    /// The arithmetic of its chunk size.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The end marker's place.
+    pub fn end(&self) -> Position {
+        self.end.get()
+    }
+
+    fn nr_chunks(&self) -> u64 {
+        self.layout.chunks_on(self.device.nr_sectors())
+    }
+
+    async fn load(&self, mut found: impl FnMut(Exception) -> bool) -> Result<(), SnapshotError> {
+        let nr_chunks = self.nr_chunks();
+        let mut seen = super::seen::Seen::new(nr_chunks)?;
+        let mut highest = 0;
+        for area in 0.. {
+            let end = read_area(&self.device, self.layout, area, |at, exception| {
+                seen.admit(self.layout, at, exception, found(exception))?;
+                highest = highest.max(exception.new_chunk);
+                self.note(at.area, exception.old_chunk);
+                Ok(())
+            })
+            .await?;
+            if let Some(index) = end {
+                self.end.set(Position { area, index });
+                break;
+            }
+        }
+        self.next_free.set(self.layout.data_chunk_from(highest + 1));
+        self.clean_behind_end().await
+    }
+
+    /// Zeroes what lies behind the end marker in its area: a torn write may have left entries there,
+    /// which must not come back when the gap is filled.
+    async fn clean_behind_end(&self) -> Result<(), SnapshotError> {
+        let Position { area, index } = self.end.get();
+        let layout = self.layout;
+        let mut cleaned = false;
+        for unit in index / layout.entries_per_unit()..layout.units_per_area() {
+            let mut bytes = read_unit(&self.device, layout, area, unit).await?;
+            let first = unit * layout.entries_per_unit();
+            let from = index.saturating_sub(first) * ENTRY_BYTES;
+            let tail = bytes.get_mut(from as usize..).unwrap_or_default();
+            if tail.iter().any(|byte| *byte != 0) {
+                tail.fill(0);
+                let sector = layout.unit_sector(area, unit);
+                let written = self.device.write_bytes(sector, &bytes).await;
+                written.map_err(SnapshotError::device(WRITE_AREA))?;
+                cleaned = true;
+            }
+        }
+        match cleaned {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn flush(&self) -> Result<(), SnapshotError> {
+        let flushed = self.device.flush().await;
+        flushed.map_err(SnapshotError::device("flushing the COW device"))
+    }
+
+    /// Allocates the chunk of a new exception.
+    ///
+    /// Error: no space. The device's size counts as it is now. An exception that fills an area needs the
+    /// next one, too.
+    pub fn allocate(&self) -> Result<u64, SnapshotError> {
+        let new_chunk = self.next_free.get();
+        let (layout, end) = (self.layout, self.end.get());
+        let last = end.index + self.nr_pending.get() + 1;
+        let fills = last.is_multiple_of(layout.entries_per_area());
+        let area = end.area + last / layout.entries_per_area();
+        let needs = match fills {
+            true => new_chunk.max(layout.area_chunk(area)),
+            false => new_chunk,
+        };
+        if needs >= self.nr_chunks() {
+            return Err(SnapshotError::NoSpace);
+        }
+        self.next_free.set(layout.data_chunk_from(new_chunk + 1));
+        self.nr_pending.set(self.nr_pending.get() + 1);
+        Ok(new_chunk)
+    }
+
+    /// Makes exceptions durable that were allocated in this order, together with their data.
+    ///
+    /// After an error nobody knows how many of them are: the store is to be invalidated.
+    pub async fn commit(&self, exceptions: &[Exception]) -> Result<(), SnapshotError> {
+        let layout = self.layout;
+        let mut end = self.end.get();
+        // Data before what points to it.
+        self.flush().await?;
+        let mut left = exceptions;
+        while !left.is_empty() {
+            let number = end.index / layout.entries_per_unit();
+            let at = end.index % layout.entries_per_unit();
+            let room = (layout.entries_per_unit() - at).min(left.len() as u64);
+            let (now, later) = left.split_at(room as usize);
+            let mut bytes = self.unit(end.area, number).await?;
+            let entries = bytes.chunks_exact_mut(ENTRY_BYTES as usize);
+            for (entry, exception) in entries.skip(at as usize).zip(now) {
+                entry.copy_from_slice(&exception.encode());
+            }
+            let next = end.index + room;
+            if next == layout.entries_per_area() {
+                // Readers go on there once this area is full.
+                let chunk = layout.area_chunk(end.area + 1);
+                let zeroed = self
+                    .device
+                    .zero(layout.sector(chunk), layout.chunk_sectors());
+                zeroed.await.map_err(SnapshotError::device(WRITE_AREA))?;
+                self.flush().await?;
+            }
+            self.write_unit(end.area, number, bytes).await?;
+            for exception in now {
+                self.note(end.area, exception.old_chunk);
+            }
+            end.index = next;
+            if next == layout.entries_per_area() {
+                end = Position {
+                    area: end.area + 1,
+                    index: 0,
+                };
+            }
+            left = later;
+        }
+        self.flush().await?;
+        self.end.set(end);
+        let nr_pending = self.nr_pending.get();
+        self.nr_pending
+            .set(nr_pending.saturating_sub(exceptions.len() as u64));
+        Ok(())
+    }
+
+    fn note(&self, area: u64, old_chunk: u64) {
+        let mut summaries = self.summaries.borrow_mut();
+        let area = area as usize;
+        if summaries.len() <= area {
+            summaries.resize(area + 1, Summary::default());
+        }
+        if let Some(summary) = summaries.get_mut(area) {
+            summary.add(old_chunk);
+        }
+    }
+
+    /// A copy of a unit, from memory where it is there.
+    async fn unit(&self, area: u64, number: u64) -> Result<Vec<u8>, SnapshotError> {
+        if let Some(unit) = &*self.unit.borrow()
+            && (unit.area, unit.number) == (area, number)
+        {
+            return Ok(unit.bytes.clone());
+        }
+        read_unit(&self.device, self.layout, area, number).await
+    }
+
+    /// In memory it changes only when the device has it.
+    async fn write_unit(
+        &self,
+        area: u64,
+        number: u64,
+        bytes: Vec<u8>,
+    ) -> Result<(), SnapshotError> {
+        self.unit.take();
+        let sector = self.layout.unit_sector(area, number);
+        let written = self.device.write_bytes(sector, &bytes).await;
+        written.map_err(SnapshotError::device(WRITE_AREA))?;
+        *self.unit.borrow_mut() = Some(Unit {
+            area,
+            number,
+            bytes,
+        });
+        Ok(())
+    }
+
+    /// Says in the header that the store is invalid, durably.
+    pub async fn invalidate(&self) -> Result<(), SnapshotError> {
+        write_header(&self.device, self.layout, false).await
+    }
+
+    /// Tells all exceptions of the origin's chunks `first..first + count`. Areas that certainly have none
+    /// are not read.
+    pub async fn scan(
+        &self,
+        first: u64,
+        count: u64,
+        mut found: impl FnMut(Exception),
+    ) -> Result<(), SnapshotError> {
+        let chunks = first..first.saturating_add(count);
+        let end = self.end.get();
+        for area in 0..=end.area {
+            let summary = self.summaries.borrow().get(area as usize).copied();
+            if !summary.is_some_and(|summary| summary.may_have(&chunks)) {
+                continue;
+            }
+            let nr_entries = match area == end.area {
+                true => end.index,
+                false => self.layout.entries_per_area(),
+            };
+            for number in 0..nr_entries.div_ceil(self.layout.entries_per_unit()) {
+                let bytes = self.unit(area, number).await?;
+                let left = nr_entries - number * self.layout.entries_per_unit();
+                for exception in decode(&bytes).take(left as usize).map_while(|entry| entry) {
+                    if chunks.contains(&exception.old_chunk) {
+                        found(exception);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on exceptions are taken away from the end.
+    pub fn begin_merge(&self) {
+        self.merging.set(true);
+    }
+
+    /// The last exceptions that are a run of at most `most` chunks; none: the store is empty.
+    pub async fn last_run(&self, most: u64) -> Result<Option<Run>, SnapshotError> {
+        let layout = self.layout;
+        let mut end = self.end.get();
+        if end.index == 0 {
+            let Some(area) = end.area.checked_sub(1) else {
+                return Ok(None);
+            };
+            end = Position {
+                area,
+                index: layout.entries_per_area(),
+            };
+            self.end.set(end);
+        }
+        let last = end.index - 1;
+        let number = last / layout.entries_per_unit();
+        let bytes = self.unit(end.area, number).await?;
+        let nr_here = last % layout.entries_per_unit() + 1;
+        let entries: Vec<Exception> = decode(&bytes)
+            .take(nr_here as usize)
+            .map_while(|entry| entry)
+            .collect();
+        let gone = SnapshotError::Device {
+            what: READ_AREA,
+            errno: crate::errno::Errno::EIO,
+        };
+        if entries.len() as u64 != nr_here {
+            return Err(gone);
+        }
+        let mut backwards = entries.iter().rev();
+        let mut first = *backwards.next().ok_or(gone)?;
+        let mut nr_chunks = 1;
+        for entry in backwards.take(most.max(1) as usize - 1) {
+            let before = entry.old_chunk.checked_add(1) == Some(first.old_chunk)
+                && entry.new_chunk.checked_add(1) == Some(first.new_chunk);
+            if !before {
+                break;
+            }
+            first = *entry;
+            nr_chunks += 1;
+        }
+        Ok(Some(Run {
+            old_chunk: first.old_chunk,
+            new_chunk: first.new_chunk,
+            nr_chunks,
+        }))
+    }
+
+    /// Takes away the last exceptions, as many as [`PersistentStore::last_run`] told, durably.
+    ///
+    /// After an error they are all still counted here, and on the device some may be gone.
+    pub async fn clear_last(&self, nr_chunks: u64) -> Result<(), SnapshotError> {
+        let layout = self.layout;
+        let end = self.end.get();
+        let Some(index) = end.index.checked_sub(nr_chunks.max(1)) else {
+            return Ok(());
+        };
+        let number = (end.index - 1) / layout.entries_per_unit();
+        let before = self.unit(end.area, number).await?;
+        let mut bytes = before;
+        let from = (index % layout.entries_per_unit()) * ENTRY_BYTES;
+        bytes.get_mut(from as usize..).unwrap_or_default().fill(0);
+        let sector = layout.unit_sector(end.area, number);
+        let written = self.device.write_bytes(sector, &bytes).await;
+        written.map_err(SnapshotError::device(WRITE_AREA))?;
+        self.flush().await?;
+        *self.unit.borrow_mut() = Some(Unit {
+            area: end.area,
+            number,
+            bytes,
+        });
+        self.end.set(Position {
+            area: end.area,
+            index,
+        });
+        Ok(())
+    }
+
+    /// Sectors taken, header and areas among them (snapshot.md 1, Figures).
+    pub fn allocated_sectors(&self) -> u64 {
+        let end = self.end.get();
+        let next_free = match self.merging.get() {
+            true => 1 + end.area * self.layout.stride() + end.index + 1,
+            false => self.next_free.get(),
+        };
+        next_free * self.layout.chunk_sectors()
+    }
+
+    /// Sectors of header and areas.
+    pub fn metadata_sectors(&self) -> u64 {
+        (self.end.get().area + 2) * self.layout.chunk_sectors()
+    }
+
+    /// Bytes of memory the store takes.
+    pub fn used_bytes(&self) -> u64 {
+        let summaries = self.summaries.borrow().len() * std::mem::size_of::<Summary>();
+        summaries as u64 + self.layout.unit_bytes()
+    }
+}
+
+fn check_chunk_size(chunk_sectors: u64, block_bytes: u32) -> Result<(), SnapshotError> {
+    match is_chunk_size(chunk_sectors, block_bytes) {
+        true => Ok(()),
+        false => Err(SnapshotError::ChunkSize {
+            chunk_sectors,
+            block_bytes,
+        }),
+    }
+}
+
+/// What the header of a store says of its chunks.
+pub(super) fn check_header(header: Header, block_bytes: u32) -> Result<Layout, SnapshotError> {
+    if header.magic != MAGIC {
+        return Err(SnapshotError::Foreign(header.magic));
+    }
+    if header.version != VERSION {
+        return Err(SnapshotError::Version(header.version));
+    }
+    let chunk_sectors = u64::from(header.chunk_sectors);
+    check_chunk_size(chunk_sectors, block_bytes)?;
+    Ok(Layout::new(chunk_sectors))
+}
+
+/// Bytes that can be read or written at once and contain the header.
+fn header_bytes(device: &ByteDeviceRef) -> Vec<u8> {
+    vec![0; device.block_bytes().max(SECTOR_BYTES as u32) as usize]
+}
+
+pub(super) async fn read_header(device: &ByteDeviceRef) -> Result<Header, SnapshotError> {
+    let mut bytes = header_bytes(device);
+    let read = device.read_bytes(0, &mut bytes).await;
+    read.map_err(SnapshotError::device(HEADER))?;
+    Ok(Header::decode(&bytes))
+}
+
+async fn write_header(
+    device: &ByteDeviceRef,
+    layout: Layout,
+    valid: bool,
+) -> Result<(), SnapshotError> {
+    let mut bytes = header_bytes(device);
+    let header = Header::new(layout.chunk_sectors(), valid).encode();
+    for (to, from) in bytes.iter_mut().zip(header) {
+        *to = from;
+    }
+    let failed = SnapshotError::device(HEADER);
+    device.write_bytes(0, &bytes).await.map_err(&failed)?;
+    device.flush().await.map_err(&failed)
+}
+
+/// A new store. The header comes last, so that no old bytes are ever taken for exceptions.
+async fn format(device: &ByteDeviceRef, layout: Layout) -> Result<(), SnapshotError> {
+    let sectors = 2 * layout.chunk_sectors();
+    if device.nr_sectors() < sectors {
+        return Err(SnapshotError::TooShort { chunk: 1 });
+    }
+    let failed = SnapshotError::device("making an exception store");
+    device.zero(0, sectors).await.map_err(&failed)?;
+    device.flush().await.map_err(&failed)?;
+    write_header(device, layout, true).await
+}
+
+async fn read_unit(
+    device: &ByteDeviceRef,
+    layout: Layout,
+    area: u64,
+    unit: u64,
+) -> Result<Vec<u8>, SnapshotError> {
+    let chunk = layout.area_chunk(area);
+    if chunk >= layout.chunks_on(device.nr_sectors()) {
+        return Err(SnapshotError::TooShort { chunk });
+    }
+    let mut bytes = vec![0; layout.unit_bytes() as usize];
+    let read = device
+        .read_bytes(layout.unit_sector(area, unit), &mut bytes)
+        .await;
+    read.map_err(SnapshotError::device(READ_AREA))?;
+    Ok(bytes)
+}
+
+/// Entries of a unit; none for an end marker.
+fn decode(bytes: &[u8]) -> impl Iterator<Item = Option<Exception>> {
+    bytes
+        .chunks_exact(ENTRY_BYTES as usize)
+        .map(Exception::decode)
+}
+
+/// Tells the exceptions of an area up to its end marker, and where that is; none: it is full.
+pub(super) async fn read_area(
+    device: &ByteDeviceRef,
+    layout: Layout,
+    area: u64,
+    mut found: impl FnMut(Position, Exception) -> Result<(), SnapshotError>,
+) -> Result<Option<u64>, SnapshotError> {
+    for unit in 0..layout.units_per_area() {
+        let bytes = read_unit(device, layout, area, unit).await?;
+        for (index, entry) in (unit * layout.entries_per_unit()..).zip(decode(&bytes)) {
+            match entry {
+                None => return Ok(Some(index)),
+                Some(exception) => found(Position { area, index }, exception)?,
+            }
+        }
+    }
+    Ok(None)
+}
