@@ -1,5 +1,7 @@
 //! Exception stores on a COW device: byte formats, what a crash leaves, corrupt bytes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod cow_device;
 
 use bdev::snapshot::SnapshotError;

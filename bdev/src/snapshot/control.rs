@@ -48,6 +48,14 @@ impl Origin {
         if self.snapshot(&config.name).is_some() {
             return Err(SnapshotError::Exists(config.name));
         }
+        let is_merging = self.check_no_merge().is_err();
+        let is_new = match config.store {
+            StoreKind::Transient => true,
+            _ => is_merging && PersistentStore::is_blank(&device).await?,
+        };
+        if is_merging && is_new {
+            return Err(SnapshotError::NotWhileMerging);
+        }
         let (cow, state) = self.open_cow(&config, base, device, cow_flushes).await?;
         let nr_logical = self.length(&config)? / self.sectors_per_logical();
         let id = self.next_id.get();

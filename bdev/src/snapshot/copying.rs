@@ -95,7 +95,14 @@ impl Origin {
     async fn copy_chunk(&self, snapshot: &Snapshot, exception: Exception) -> Result<(), Errno> {
         let _permit = self.copies.take().await;
         self.count(|counters| counters.copies += 1);
-        snapshot.cow.copy_from(&*self.device, exception).await
+        let copied = snapshot.cow.copy_from(&*self.device, exception).await;
+        copied.inspect_err(|errno| {
+            log::error!(
+                "snapshot '{}': copying chunk {}: {errno}",
+                snapshot.config.name,
+                exception.old_chunk
+            );
+        })
     }
 
     /// Commits all that can be, round by round: what gets ready meanwhile shares the next commit.

@@ -77,6 +77,9 @@ pub enum SnapshotError {
     /// As the kernel says.
     #[error("A snapshot is already merging.")]
     AlreadyMerging,
+    /// It would show the origin's device, which is half merged.
+    #[error("no new snapshot can be made while a snapshot is merging; wait until that has ended")]
+    NotWhileMerging,
     /// There is nothing to stop, resume or ask.
     #[error("origin '{0}' has no merge")]
     NoMerge(String),
@@ -102,6 +105,7 @@ impl SnapshotError {
             SnapshotError::Device { errno, .. } => *errno,
             SnapshotError::NoSnapshot(_) | SnapshotError::Closed(_) => Errno::ENODEV,
             SnapshotError::Exists(_) => Errno::EEXIST,
+            SnapshotError::NotWhileMerging => Errno::EBUSY,
             _ => Errno::EINVAL,
         }
     }

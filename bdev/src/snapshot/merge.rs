@@ -47,6 +47,9 @@ pub struct Merge {
     /// A task is merging.
     pub(super) running: Cell<bool>,
     pub(super) ended: Bell,
+    /// The device may have forgotten the exceptions of the batch, which still count here: writes to them
+    /// could be lost on the COW device, and fail until the batch has been merged.
+    unsure: Cell<bool>,
     /// Writes to chunks of the batch.
     queued: RefCell<Vec<Deferred<SnapshotTarget>>>,
 }
@@ -60,6 +63,7 @@ impl Merge {
             stop: Cell::new(false),
             running: Cell::new(false),
             ended: Bell::default(),
+            unsure: Cell::new(false),
             queued: RefCell::default(),
         })
     }
@@ -150,9 +154,10 @@ impl Origin {
     fn merge_failed(&self, merge: &Merge, failure: Failure) {
         let reason = failure.error.to_string();
         *merge.state.borrow_mut() = MergeState::Failed(reason.clone());
-        if !failure.unsure {
-            // Where the device may have forgotten the exceptions, writes go on failing: on the COW device
-            // they could be lost.
+        if failure.unsure {
+            merge.unsure.set(true);
+        }
+        if !merge.unsure.get() {
             merge.cow.exceptions.end_batch();
         }
         for deferred in merge.queued.take() {
@@ -202,6 +207,7 @@ impl Origin {
                 error,
                 unsure: true,
             })?;
+        merge.unsure.set(false);
         cow.exceptions.end_batch();
         for deferred in merge.queued.take() {
             self.channels.retry(&deferred);

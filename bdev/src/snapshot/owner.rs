@@ -81,13 +81,16 @@ pub struct SnapshotCounters {
     pub page_loads: u64,
 }
 
+/// A write to a place that no exception names yet, and how it ended there.
+pub(super) type FullWrite = (Deferred<SnapshotTarget>, Result<(), Errno>);
+
 /// An exception that is being made.
 pub(super) struct Pending {
     pub exception: Exception,
     /// Whether its data is there; none: not yet known.
     pub ready: Cell<Option<bool>>,
     /// The write of a whole chunk that is its data, to be answered when it can be found.
-    pub full_write: RefCell<Option<(Deferred<SnapshotTarget>, Result<(), Errno>)>>,
+    pub full_write: RefCell<Option<FullWrite>>,
     /// Rings when it is over, well or not.
     pub over: Bell,
 }

@@ -100,6 +100,11 @@ impl PersistentStore {
         Ok(Opened::Valid(store))
     }
 
+    /// Whether there is no store on a device: opening it would make one.
+    pub async fn is_blank(device: &ByteDeviceRef) -> Result<bool, SnapshotError> {
+        Ok(read_header(device).await?.magic == 0)
+    }
+
     fn new(device: ByteDeviceRef, layout: Layout) -> Self {
         PersistentStore {
             device,
@@ -390,8 +395,13 @@ impl PersistentStore {
             return Ok(());
         };
         let number = (end.index - 1) / layout.entries_per_unit();
-        let before = self.unit(end.area, number).await?;
-        let mut bytes = before;
+        let mut bytes = self.unit(end.area, number).await?;
+        // If this fails, nobody knows what the device has: what counts is in memory.
+        *self.unit.borrow_mut() = Some(Unit {
+            area: end.area,
+            number,
+            bytes: bytes.clone(),
+        });
         let from = (index % layout.entries_per_unit()) * ENTRY_BYTES;
         bytes.get_mut(from as usize..).unwrap_or_default().fill(0);
         let sector = layout.unit_sector(end.area, number);
