@@ -35,7 +35,8 @@ impl Origin {
     /// Every write of the origin that is answered after this is not in a new snapshot, every one answered
     /// before is. `base` is from [`Origin::free_base`].
     ///
-    /// A store that was invalidated gives a snapshot whose state says so.
+    /// A store that was invalidated gives a snapshot whose state says so. While a snapshot is merging, only
+    /// stores that are there can be opened: a new one would begin with a half-merged origin.
     pub async fn create_snapshot(
         &self,
         config: SnapshotConfig,

@@ -1,7 +1,7 @@
 //! The exceptions of one COW device as every core sees them.
 //!
 //! A bit per chunk of the origin tells whether there is a complete exception: exact, so "none" is answered
-//! without a look elsewhere. Where the chunk is comes from pages in a [`MappingCache`] with a byte limit;
+//! without a look elsewhere. Where the chunk is comes from pages in a [`crate::thin::cache::MappingCache`] with a byte limit;
 //! a page that is not there is read again from the store by the owner. Only the owner writes, the place
 //! before the bit.
 

@@ -3,6 +3,7 @@
 use crate::runtime::RuntimeRef;
 use futures::channel::oneshot;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -92,7 +93,7 @@ impl Tasks {
 /// So many at a time.
 pub(super) struct Permits {
     left: Cell<usize>,
-    returned: Bell,
+    waiting: RefCell<VecDeque<oneshot::Sender<()>>>,
 }
 
 /// One of them, until dropped.
@@ -102,13 +103,15 @@ impl Permits {
     pub fn new(count: usize) -> Self {
         Permits {
             left: Cell::new(count.max(1)),
-            returned: Bell::default(),
+            waiting: RefCell::default(),
         }
     }
 
     pub async fn take(&self) -> Permit<'_> {
         while self.left.get() == 0 {
-            let _ = self.returned.heard().await;
+            let (tx, rx) = oneshot::channel();
+            self.waiting.borrow_mut().push_back(tx);
+            let _ = rx.await;
         }
         self.left.set(self.left.get() - 1);
         Permit(self)
@@ -118,7 +121,12 @@ impl Permits {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.0.left.set(self.0.left.get() + 1);
-        self.0.returned.ring();
+        // One for whom it is: others would only look and wait again.
+        while let Some(waiter) = self.0.waiting.borrow_mut().pop_front() {
+            if waiter.send(()).is_ok() {
+                return;
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::error::SnapshotError;
 use super::super::layout::Layout;
-use super::persistent::{check_header, read_area, read_header};
+use super::disk::{check_header, read_area, read_header};
 use super::seen::Seen;
 use crate::device::ByteDeviceRef;
 use rustc_hash::FxHashSet;

@@ -1,13 +1,16 @@
 //! Exception stores: persistent and transient (snapshot.md 1, 2).
 
+mod backwards;
 mod check;
+mod disk;
 mod persistent;
 mod seen;
 mod summary;
 mod transient;
 
+pub use backwards::Run;
 pub use check::{CheckReport, Finding, check};
-pub use persistent::{Opened, PersistentStore, Run};
+pub use persistent::{Opened, PersistentStore};
 pub use transient::TransientStore;
 
 use super::error::SnapshotError;

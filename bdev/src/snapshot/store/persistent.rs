@@ -7,49 +7,36 @@
 //! a torn write left there is cleaned when the store is loaded.
 
 use super::super::error::SnapshotError;
-use super::super::layout::{
-    DEFAULT_CHUNK_SECTORS, ENTRY_BYTES, Exception, Header, Layout, MAGIC, Position, VERSION,
-    is_chunk_size,
+use super::super::layout::{DEFAULT_CHUNK_SECTORS, ENTRY_BYTES, Exception, Layout, Position};
+use super::disk::{
+    WRITE_AREA, check_chunk_size, check_header, decode, format, read_area, read_header, read_unit,
+    write_header,
 };
 use super::summary::Summary;
 use crate::device::{ByteDeviceRef, SECTOR_BYTES};
 use std::cell::{Cell, RefCell};
 
-const READ_AREA: &str = "reading an area of the COW device";
-const WRITE_AREA: &str = "writing an area of the COW device";
-const HEADER: &str = "the header of the COW device";
-
 /// An exception store.
 pub struct PersistentStore {
-    device: ByteDeviceRef,
-    layout: Layout,
+    pub(super) device: ByteDeviceRef,
+    pub(super) layout: Layout,
     next_free: Cell<u64>,
     /// The end marker: entries before it are committed.
-    end: Cell<Position>,
+    pub(super) end: Cell<Position>,
     /// Allocated and not committed.
     nr_pending: Cell<u64>,
     /// The unit with the end marker, or with the last entry; none: not in memory.
-    unit: RefCell<Option<Unit>>,
+    pub(super) unit: RefCell<Option<Unit>>,
     /// What is known of each area's contents.
     summaries: RefCell<Vec<Summary>>,
-    merging: Cell<bool>,
+    pub(super) merging: Cell<bool>,
 }
 
-struct Unit {
-    area: u64,
-    number: u64,
-    bytes: Vec<u8>,
-}
-
-/// Consecutive exceptions, both chunks rising by one: what is merged at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
-    /// First chunk of the origin.
-    pub old_chunk: u64,
-    /// First chunk of the COW device.
-    pub new_chunk: u64,
-    /// How many.
-    pub nr_chunks: u64,
+/// A piece of an area.
+pub(super) struct Unit {
+    pub area: u64,
+    pub number: u64,
+    pub bytes: Vec<u8>,
 }
 
 /// What was found on a COW device.
@@ -178,7 +165,7 @@ impl PersistentStore {
         }
     }
 
-    async fn flush(&self) -> Result<(), SnapshotError> {
+    pub(super) async fn flush(&self) -> Result<(), SnapshotError> {
         let flushed = self.device.flush().await;
         flushed.map_err(SnapshotError::device("flushing the COW device"))
     }
@@ -267,7 +254,7 @@ impl PersistentStore {
     }
 
     /// A copy of a unit, from memory where it is there.
-    async fn unit(&self, area: u64, number: u64) -> Result<Vec<u8>, SnapshotError> {
+    pub(super) async fn unit(&self, area: u64, number: u64) -> Result<Vec<u8>, SnapshotError> {
         if let Some(unit) = &*self.unit.borrow()
             && (unit.area, unit.number) == (area, number)
         {
@@ -332,94 +319,6 @@ impl PersistentStore {
         Ok(())
     }
 
-    /// From now on exceptions are taken away from the end.
-    pub fn begin_merge(&self) {
-        self.merging.set(true);
-    }
-
-    /// The last exceptions that are a run of at most `most` chunks; none: the store is empty.
-    pub async fn last_run(&self, most: u64) -> Result<Option<Run>, SnapshotError> {
-        let layout = self.layout;
-        let mut end = self.end.get();
-        if end.index == 0 {
-            let Some(area) = end.area.checked_sub(1) else {
-                return Ok(None);
-            };
-            end = Position {
-                area,
-                index: layout.entries_per_area(),
-            };
-            self.end.set(end);
-        }
-        let last = end.index - 1;
-        let number = last / layout.entries_per_unit();
-        let bytes = self.unit(end.area, number).await?;
-        let nr_here = last % layout.entries_per_unit() + 1;
-        let entries: Vec<Exception> = decode(&bytes)
-            .take(nr_here as usize)
-            .map_while(|entry| entry)
-            .collect();
-        let gone = SnapshotError::Device {
-            what: READ_AREA,
-            errno: crate::errno::Errno::EIO,
-        };
-        if entries.len() as u64 != nr_here {
-            return Err(gone);
-        }
-        let mut backwards = entries.iter().rev();
-        let mut first = *backwards.next().ok_or(gone)?;
-        let mut nr_chunks = 1;
-        for entry in backwards.take(most.max(1) as usize - 1) {
-            let before = entry.old_chunk.checked_add(1) == Some(first.old_chunk)
-                && entry.new_chunk.checked_add(1) == Some(first.new_chunk);
-            if !before {
-                break;
-            }
-            first = *entry;
-            nr_chunks += 1;
-        }
-        Ok(Some(Run {
-            old_chunk: first.old_chunk,
-            new_chunk: first.new_chunk,
-            nr_chunks,
-        }))
-    }
-
-    /// Takes away the last exceptions, as many as [`PersistentStore::last_run`] told, durably.
-    ///
-    /// After an error they are all still counted here, and on the device some may be gone.
-    pub async fn clear_last(&self, nr_chunks: u64) -> Result<(), SnapshotError> {
-        let layout = self.layout;
-        let end = self.end.get();
-        let Some(index) = end.index.checked_sub(nr_chunks.max(1)) else {
-            return Ok(());
-        };
-        let number = (end.index - 1) / layout.entries_per_unit();
-        let mut bytes = self.unit(end.area, number).await?;
-        // If this fails, nobody knows what the device has: what counts is in memory.
-        *self.unit.borrow_mut() = Some(Unit {
-            area: end.area,
-            number,
-            bytes: bytes.clone(),
-        });
-        let from = (index % layout.entries_per_unit()) * ENTRY_BYTES;
-        bytes.get_mut(from as usize..).unwrap_or_default().fill(0);
-        let sector = layout.unit_sector(end.area, number);
-        let written = self.device.write_bytes(sector, &bytes).await;
-        written.map_err(SnapshotError::device(WRITE_AREA))?;
-        self.flush().await?;
-        *self.unit.borrow_mut() = Some(Unit {
-            area: end.area,
-            number,
-            bytes,
-        });
-        self.end.set(Position {
-            area: end.area,
-            index,
-        });
-        Ok(())
-    }
-
     /// Sectors taken, header and areas among them (snapshot.md 1, Figures).
     pub fn allocated_sectors(&self) -> u64 {
         let end = self.end.get();
@@ -440,110 +339,4 @@ impl PersistentStore {
         let summaries = self.summaries.borrow().len() * std::mem::size_of::<Summary>();
         summaries as u64 + self.layout.unit_bytes()
     }
-}
-
-fn check_chunk_size(chunk_sectors: u64, block_bytes: u32) -> Result<(), SnapshotError> {
-    match is_chunk_size(chunk_sectors, block_bytes) {
-        true => Ok(()),
-        false => Err(SnapshotError::ChunkSize {
-            chunk_sectors,
-            block_bytes,
-        }),
-    }
-}
-
-/// What the header of a store says of its chunks.
-pub(super) fn check_header(header: Header, block_bytes: u32) -> Result<Layout, SnapshotError> {
-    if header.magic != MAGIC {
-        return Err(SnapshotError::Foreign(header.magic));
-    }
-    if header.version != VERSION {
-        return Err(SnapshotError::Version(header.version));
-    }
-    let chunk_sectors = u64::from(header.chunk_sectors);
-    check_chunk_size(chunk_sectors, block_bytes)?;
-    Ok(Layout::new(chunk_sectors))
-}
-
-/// Bytes that can be read or written at once and contain the header.
-fn header_bytes(device: &ByteDeviceRef) -> Vec<u8> {
-    vec![0; device.block_bytes().max(SECTOR_BYTES as u32) as usize]
-}
-
-pub(super) async fn read_header(device: &ByteDeviceRef) -> Result<Header, SnapshotError> {
-    let mut bytes = header_bytes(device);
-    let read = device.read_bytes(0, &mut bytes).await;
-    read.map_err(SnapshotError::device(HEADER))?;
-    Ok(Header::decode(&bytes))
-}
-
-async fn write_header(
-    device: &ByteDeviceRef,
-    layout: Layout,
-    valid: bool,
-) -> Result<(), SnapshotError> {
-    let mut bytes = header_bytes(device);
-    let header = Header::new(layout.chunk_sectors(), valid).encode();
-    for (to, from) in bytes.iter_mut().zip(header) {
-        *to = from;
-    }
-    let failed = SnapshotError::device(HEADER);
-    device.write_bytes(0, &bytes).await.map_err(&failed)?;
-    device.flush().await.map_err(&failed)
-}
-
-/// A new store. The header comes last, so that no old bytes are ever taken for exceptions.
-async fn format(device: &ByteDeviceRef, layout: Layout) -> Result<(), SnapshotError> {
-    let sectors = 2 * layout.chunk_sectors();
-    if device.nr_sectors() < sectors {
-        return Err(SnapshotError::TooShort { chunk: 1 });
-    }
-    let failed = SnapshotError::device("making an exception store");
-    device.zero(0, sectors).await.map_err(&failed)?;
-    device.flush().await.map_err(&failed)?;
-    write_header(device, layout, true).await
-}
-
-async fn read_unit(
-    device: &ByteDeviceRef,
-    layout: Layout,
-    area: u64,
-    unit: u64,
-) -> Result<Vec<u8>, SnapshotError> {
-    let chunk = layout.area_chunk(area);
-    if chunk >= layout.chunks_on(device.nr_sectors()) {
-        return Err(SnapshotError::TooShort { chunk });
-    }
-    let mut bytes = vec![0; layout.unit_bytes() as usize];
-    let read = device
-        .read_bytes(layout.unit_sector(area, unit), &mut bytes)
-        .await;
-    read.map_err(SnapshotError::device(READ_AREA))?;
-    Ok(bytes)
-}
-
-/// Entries of a unit; none for an end marker.
-fn decode(bytes: &[u8]) -> impl Iterator<Item = Option<Exception>> {
-    bytes
-        .chunks_exact(ENTRY_BYTES as usize)
-        .map(Exception::decode)
-}
-
-/// Tells the exceptions of an area up to its end marker, and where that is; none: it is full.
-pub(super) async fn read_area(
-    device: &ByteDeviceRef,
-    layout: Layout,
-    area: u64,
-    mut found: impl FnMut(Position, Exception) -> Result<(), SnapshotError>,
-) -> Result<Option<u64>, SnapshotError> {
-    for unit in 0..layout.units_per_area() {
-        let bytes = read_unit(device, layout, area, unit).await?;
-        for (index, entry) in (unit * layout.entries_per_unit()..).zip(decode(&bytes)) {
-            match entry {
-                None => return Ok(Some(index)),
-                Some(exception) => found(Position { area, index }, exception)?,
-            }
-        }
-    }
-    Ok(None)
 }
