@@ -39,6 +39,12 @@ pub trait Host: 'static {
     /// Answers the I/O.
     fn complete(&self, io: Self::Io, result: Result<(), Errno>);
 
+    /// Divides an I/O into its first logical blocks and the rest; it is completed when both are, with
+    /// the error of either. Error: the I/O itself, if this host cannot; it then fails.
+    fn split(&self, io: Self::Io, _nr_blocks: u64) -> Result<(Self::Io, Self::Io), Self::Io> {
+        Err(io)
+    }
+
     /// Identity of an I/O, for aborts.
     fn id(&self, io: &Self::Io) -> u64;
 
@@ -268,7 +274,38 @@ impl<T: Target, H: Host> Channel<T, H> {
             Map::Zeroes => self.host.complete_zeroes(io),
             Map::Done => self.host.complete(io, Ok(())),
             Map::Fail(errno) => self.host.complete(io, Err(errno)),
+            Map::Split { nr_blocks } => self.split(volume, request, io, nr_blocks),
             Map::Defer => self.defer(volume, request, io),
+        }
+    }
+
+    /// Maps an I/O part by part.
+    #[cold]
+    fn split(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io, nr_blocks: u64) {
+        let (mut request, mut io, mut nr_blocks) = (request, io, nr_blocks);
+        loop {
+            if nr_blocks == 0 || nr_blocks >= request.nr_blocks {
+                return self.host.complete(io, Err(Errno::EINVAL));
+            }
+            let (head, tail) = match self.host.split(io, nr_blocks) {
+                Ok(parts) => parts,
+                Err(io) => return self.host.complete(io, Err(Errno::EOPNOTSUPP)),
+            };
+            self.map(
+                volume,
+                Request {
+                    nr_blocks,
+                    ..request
+                },
+                head,
+            );
+            request.offset_blocks += nr_blocks;
+            request.nr_blocks -= nr_blocks;
+            io = tail;
+            match T::map(volume, &request) {
+                Map::Split { nr_blocks: next } => nr_blocks = next,
+                _ => return self.map(volume, request, io),
+            }
         }
     }
 

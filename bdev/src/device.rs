@@ -66,3 +66,16 @@ pub async fn copy(
 
 /// A shared handle on a data device.
 pub type DataDeviceRef = Rc<dyn DataDevice>;
+
+/// A data device on which the owner keeps metadata of its own beside the data: a COW device.
+#[async_trait(?Send)]
+pub trait ByteDevice: DataDevice {
+    /// Reads bytes; as many as whole logical blocks.
+    async fn read_bytes(&self, offset_sectors: u64, buf: &mut [u8]) -> Result<(), Errno>;
+
+    /// Writes bytes; as many as whole logical blocks.
+    async fn write_bytes(&self, offset_sectors: u64, buf: &[u8]) -> Result<(), Errno>;
+}
+
+/// A shared handle on such a device.
+pub type ByteDeviceRef = Rc<dyn ByteDevice>;

@@ -66,6 +66,12 @@ pub enum Map {
     Done,
     /// Complete with an error.
     Fail(Errno),
+    /// Two I/Os: the first logical blocks and the rest, each mapped for itself. Only for targets whose
+    /// boundary changes; a host splits at a fixed one before.
+    Split {
+        /// Logical blocks of the first, at least one, fewer than asked for.
+        nr_blocks: u64,
+    },
     /// Park it on its channel and tell the owner.
     Defer,
 }

@@ -29,6 +29,8 @@ pub struct SimHost<T: Target> {
     /// By [`BaseId`].
     bases: Vec<Rc<Disk>>,
     channel: RefCell<Weak<Channel<T, SimHost<T>>>>,
+    /// Identity of the next part of an I/O.
+    next_part: Cell<u64>,
 }
 
 impl<T: Target> Host for SimHost<T> {
@@ -80,6 +82,46 @@ impl<T: Target> Host for SimHost<T> {
 
     fn complete(&self, io: SimIo, result: Result<(), Errno>) {
         let _ = io.done.send((result, io.data));
+    }
+
+    fn split(&self, io: SimIo, nr_blocks: u64) -> Result<(SimIo, SimIo), SimIo> {
+        self.executor.count("I/O split");
+        let mut data = io.data;
+        let at = data.len().min(nr_blocks as usize);
+        let rest = data.split_off(at);
+        let part = |data, offset_blocks, nr_blocks| {
+            let (done, answer) = oneshot::channel();
+            let id = self.next_part.get();
+            self.next_part.set(id + 1);
+            let request = Request {
+                offset_blocks,
+                nr_blocks,
+                ..io.request
+            };
+            let part = SimIo {
+                id,
+                request,
+                data,
+                done,
+            };
+            (part, answer)
+        };
+        let Request {
+            offset_blocks: first,
+            nr_blocks: all,
+            ..
+        } = io.request;
+        let (head, head_done) = part(data, first, nr_blocks);
+        let (tail, tail_done) = part(rest, first + nr_blocks, all - nr_blocks);
+        let done = io.done;
+        self.executor.spawn(Box::pin(async move {
+            let lost = || (Err(Errno::EIO), Vec::new());
+            let (result, mut found) = head_done.await.unwrap_or_else(|_| lost());
+            let (other, more) = tail_done.await.unwrap_or_else(|_| lost());
+            found.extend(more);
+            let _ = done.send((result.and(other), found));
+        }));
+        Ok((head, tail))
     }
 
     fn id(&self, io: &SimIo) -> u64 {
@@ -134,6 +176,7 @@ impl<T: Target> Cores<T> {
                     executor: executor.clone(),
                     bases: bases.to_vec(),
                     channel: RefCell::default(),
+                    next_part: Cell::new(1 << 63),
                 };
                 let (core, messages) = Channel::new(ChannelId(id), host, owner.clone());
                 *core.host().channel.borrow_mut() = Rc::downgrade(&core);

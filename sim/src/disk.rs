@@ -7,7 +7,7 @@
 
 use crate::executor::Executor;
 use async_trait::async_trait;
-use bdev::device::{self, DataDevice, SECTOR_BYTES};
+use bdev::device::{self, ByteDevice, DataDevice, SECTOR_BYTES};
 use bdev::errno::Errno;
 use persistent_data::device::{BLOCK_BYTES, BlockBytes, BlockDevice, DeviceError};
 use std::cell::{Cell, RefCell};
@@ -444,6 +444,28 @@ impl DataDevice for Disk {
 
     async fn flush(&self) -> Result<(), Errno> {
         self.flush_all().await
+    }
+}
+
+#[async_trait(?Send)]
+impl ByteDevice for Disk {
+    async fn read_bytes(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        let size = self.geometry.block_bytes as usize;
+        let count = (buf.len() / size) as u64;
+        let found = self.read_blocks(self.blocks(offset), count).await?;
+        for (content, part) in found.iter().zip(buf.chunks_exact_mut(size)) {
+            content.put(part);
+        }
+        Ok(())
+    }
+
+    async fn write_bytes(&self, offset: u64, buf: &[u8]) -> Result<(), Errno> {
+        let size = self.geometry.block_bytes as usize;
+        let contents = buf
+            .chunks_exact(size)
+            .map(|part| Content::Bytes(part.into()))
+            .collect();
+        self.write_blocks(self.blocks(offset), contents).await
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Everything that happens follows from a seed: which ready task runs next, how long an I/O takes, which
 //! fails, what a crash leaves of what was not flushed. [`thin`] is the workload for thin pools,
-//! [`era`] that for era targets.
+//! [`era`] that for era targets,
+//! [`snapshot`] that for an origin and its snapshots.
 #![forbid(unsafe_code)]
 
 pub mod cores;
@@ -11,4 +12,5 @@ pub mod disk;
 pub mod era;
 pub mod executor;
 pub mod history;
+pub mod snapshot;
 pub mod thin;

@@ -34,13 +34,15 @@ enum Target {
     Thin,
     /// Era targets.
     Era,
+    /// An origin and its snapshots.
+    Snapshot,
     /// Every seed on each.
     All,
 }
 
 fn run(target: Target, seed: u64, trace: bool) -> Result<Coverage, String> {
     let mut coverage = Coverage::new();
-    if target != Target::Era {
+    if matches!(target, Target::Thin | Target::All) {
         let options = sim::thin::Options {
             trace,
             ..Default::default()
@@ -48,13 +50,23 @@ fn run(target: Target, seed: u64, trace: bool) -> Result<Coverage, String> {
         let thin = sim::thin::run(seed, options);
         coverage.extend(thin.map_err(|failure| format!("--target thin: {failure}"))?);
     }
-    if target != Target::Thin {
+    if matches!(target, Target::Era | Target::All) {
         let options = sim::era::Options {
             trace,
             ..Default::default()
         };
         let era = sim::era::run(seed, options);
         for (what, count) in era.map_err(|failure| format!("--target era: {failure}"))? {
+            *coverage.entry(what).or_default() += count;
+        }
+    }
+    if matches!(target, Target::Snapshot | Target::All) {
+        let options = sim::snapshot::Options {
+            trace,
+            ..Default::default()
+        };
+        let snapshot = sim::snapshot::run(seed, options);
+        for (what, count) in snapshot.map_err(|failure| format!("--target snapshot: {failure}"))? {
             *coverage.entry(what).or_default() += count;
         }
     }

@@ -22,7 +22,7 @@ pub struct Marks {
 
 impl Marks {
     /// A bitmap that can hold up to `max_blocks`, of which none is there yet.
-    pub(super) fn new(max_blocks: u64) -> Self {
+    pub(crate) fn new(max_blocks: u64) -> Self {
         let count = max_blocks.div_ceil(SEGMENT_BITS);
         Marks {
             segments: (0..count).map(|_| OnceLock::new()).collect(),
@@ -30,7 +30,7 @@ impl Marks {
     }
 
     /// Makes room for blocks up to `nr_blocks`, unmarked.
-    pub(super) fn grow(&self, nr_blocks: u64) {
+    pub(crate) fn grow(&self, nr_blocks: u64) {
         let count = nr_blocks.div_ceil(SEGMENT_BITS) as usize;
         for segment in self.segments.iter().take(count) {
             segment.get_or_init(|| (0..SEGMENT_WORDS).map(|_| AtomicU64::new(0)).collect());
@@ -60,8 +60,16 @@ impl Marks {
         })
     }
 
+    /// Whether some block of a range is marked.
+    pub(crate) fn has_any(&self, blocks: Range<u64>) -> bool {
+        words(blocks).any(|(word, mask)| {
+            let found = self.word(word).map(|word| word.load(Ordering::Acquire));
+            found.is_some_and(|found| found & mask != 0)
+        })
+    }
+
     /// Publishes that blocks are marked: only after the commit that says so.
-    pub(super) fn mark(&self, blocks: Range<u64>) {
+    pub(crate) fn mark(&self, blocks: Range<u64>) {
         for (word, mask) in words(blocks) {
             if let Some(word) = self.word(word) {
                 word.fetch_or(mask, Ordering::Release);
@@ -69,8 +77,27 @@ impl Marks {
         }
     }
 
+    /// Makes room for a range of blocks only.
+    pub(crate) fn ensure(&self, blocks: Range<u64>) {
+        let first = (blocks.start / SEGMENT_BITS) as usize;
+        let end = blocks.end.div_ceil(SEGMENT_BITS) as usize;
+        let there = self.segments.iter().take(end).skip(first);
+        for segment in there {
+            segment.get_or_init(|| (0..SEGMENT_WORDS).map(|_| AtomicU64::new(0)).collect());
+        }
+    }
+
+    /// Publishes that blocks are not marked.
+    pub(crate) fn unmark(&self, blocks: Range<u64>) {
+        for (word, mask) in words(blocks) {
+            if let Some(word) = self.word(word) {
+                word.fetch_and(!mask, Ordering::Release);
+            }
+        }
+    }
+
     /// No block is marked any more. Cores that have not noticed may still pass writes.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let there = self.segments.iter().filter_map(OnceLock::get);
         for word in there.flat_map(|segment| segment.iter()) {
             // Words that are clear already stay in the caches of who reads them.
@@ -121,6 +148,8 @@ mod tests {
                 );
             }
             assert!(range.is_empty() || !marks.are_marked(range.start..range.end + 1));
+            marks.unmark(range.start..range.start + 1);
+            assert!(range.is_empty() || !marks.is_marked(range.start));
             marks.clear();
             assert!(range.is_empty() || !marks.are_marked(range));
         }

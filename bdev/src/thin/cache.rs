@@ -107,7 +107,7 @@ impl PageTable {
     }
 
     /// Publishes a value for a block whose page is cached; otherwise there is nothing to do.
-    pub(super) fn set(&self, block: u64, value: u64) {
+    pub(crate) fn set(&self, block: u64, value: u64) {
         if let Some(frame) = self.frame_of(block / PAGE_BLOCKS as u64)
             && let Some(cell) = self.frames.cell(frame, block)
         {
@@ -116,7 +116,7 @@ impl PageTable {
     }
 
     /// Publishes "unmapped" for a range of blocks.
-    pub(super) fn unmap(&self, begin: u64, end: u64) {
+    pub(crate) fn unmap(&self, begin: u64, end: u64) {
         let mut block = begin;
         while block < end {
             let page = block / PAGE_BLOCKS as u64;
@@ -128,7 +128,7 @@ impl PageTable {
         }
     }
 
-    pub(super) fn is_cached(&self, page: u64) -> bool {
+    pub(crate) fn is_cached(&self, page: u64) -> bool {
         self.frame_of(page).is_some()
     }
 }
@@ -148,30 +148,42 @@ pub struct MappingCacheStats {
 
 /// A frame taken from the cache and not yet published; goes back when dropped.
 pub struct FreeFrame<'a> {
-    cache: &'a MappingCache,
+    free: &'a RefCell<Vec<u32>>,
     frame: u32,
 }
 
 impl Drop for FreeFrame<'_> {
     fn drop(&mut self) {
-        self.cache.free.borrow_mut().push(self.frame);
+        self.free.borrow_mut().push(self.frame);
+    }
+}
+
+/// What has a page table in a cache.
+pub trait Paged {
+    /// Its page table.
+    fn pages(&self) -> &PageTable;
+}
+
+impl Paged for ThinDev {
+    fn pages(&self) -> &PageTable {
+        &self.pages
     }
 }
 
 /// The owner's side of the cache.
-pub struct MappingCache {
+pub struct MappingCache<D: Paged = ThinDev> {
     frames: Arc<Frames>,
     free: RefCell<Vec<u32>>,
     /// Frames from this number on were never in use.
     nr_touched: Cell<usize>,
     /// Published pages, in the order they were loaded.
-    used: RefCell<VecDeque<(Weak<ThinDev>, u64)>>,
+    used: RefCell<VecDeque<(Weak<D>, u64)>>,
     nr_frames: usize,
     loads: Cell<u64>,
     evictions: Cell<u64>,
 }
 
-impl MappingCache {
+impl<D: Paged> MappingCache<D> {
     /// A cache of at most `limit_bytes` (at least 64 frames of 4 KiB). Memory is touched as it is
     /// used. None where there is not the memory for it.
     pub fn new(limit_bytes: u64, runtime: &dyn Runtime) -> Option<Self> {
@@ -217,10 +229,16 @@ impl MappingCache {
     /// hold them all: then try again later.
     pub async fn take_frame(&self, channels: &Channels) -> Option<FreeFrame<'_>> {
         if let Some(frame) = self.pop() {
-            return Some(FreeFrame { cache: self, frame });
+            return Some(FreeFrame {
+                free: &self.free,
+                frame,
+            });
         }
         self.evict(self.nr_frames / 16 + 1, channels).await;
-        self.pop().map(|frame| FreeFrame { cache: self, frame })
+        self.pop().map(|frame| FreeFrame {
+            free: &self.free,
+            frame,
+        })
     }
 
     /// A frame that is free, those that were in use before first.
@@ -242,7 +260,7 @@ impl MappingCache {
             while dropped.len() < nr_pages
                 && let Some((dev, page)) = used.pop_front()
             {
-                dropped.extend(dev.upgrade().and_then(|dev| unpublish(&dev.pages, page)));
+                dropped.extend(dev.upgrade().and_then(|dev| unpublish(dev.pages(), page)));
             }
         }
         self.retire(dropped, channels).await;
@@ -261,8 +279,8 @@ impl MappingCache {
 
     /// Fills a frame with a page's values and publishes it. The caller holds the metadata, so that
     /// no mapping changes between reading the values and this.
-    pub fn publish(&self, dev: &Arc<ThinDev>, page: u64, frame: FreeFrame<'_>, values: &[u64]) {
-        let Some(slot) = dev.pages.page(page) else {
+    pub fn publish(&self, dev: &Arc<D>, page: u64, frame: FreeFrame<'_>, values: &[u64]) {
+        let Some(slot) = dev.pages().page(page) else {
             return;
         };
         let first = page * PAGE_BLOCKS as u64;
@@ -280,9 +298,9 @@ impl MappingCache {
     }
 
     /// Forgets everything about a device: it is being closed, or a transaction was aborted.
-    pub async fn forget(&self, dev: &Arc<ThinDev>, channels: &Channels) {
-        let frames = (0..dev.pages.nr_pages())
-            .filter_map(|page| unpublish(&dev.pages, page))
+    pub async fn forget(&self, dev: &Arc<D>, channels: &Channels) {
+        let frames = (0..dev.pages().nr_pages())
+            .filter_map(|page| unpublish(dev.pages(), page))
             .collect();
         let gone = Arc::downgrade(dev);
         self.used
@@ -323,8 +341,8 @@ mod tests {
     /// A size nobody has the memory for is refused; it comes from whoever activates a device.
     #[test]
     fn absurd_sizes_are_refused() {
-        assert!(MappingCache::new(u64::MAX, &NoRuntime).is_none());
-        let cache = MappingCache::new(0, &NoRuntime).unwrap();
+        assert!(MappingCache::<ThinDev>::new(u64::MAX, &NoRuntime).is_none());
+        let cache = MappingCache::<ThinDev>::new(0, &NoRuntime).unwrap();
         assert!(cache.page_table(u64::MAX).is_none());
         assert!(cache.page_table(1000).is_some());
     }

@@ -1,0 +1,245 @@
+//! The hot path of the snapshot targets: where an I/O to an origin or a snapshot goes
+//! (snapshot.md 6, 7, 9).
+//!
+//! An origin and all its snapshots are one target with one owner, so that a barrier over its channels is
+//! over everybody's I/O. It relies on the owner to publish an exception when it is durable, and to let an
+//! origin's write pass only when every read of a snapshot that was sent to the origin before is over.
+
+use super::exceptions::{Exceptions, Place};
+use crate::era::marks::Marks;
+use crate::errno::Errno;
+use crate::target::{BaseId, IoKind, Map, Request, Target};
+use arc_swap::ArcSwap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The origin device. COW devices have the numbers from 1 on.
+pub const ORIGIN: BaseId = BaseId(0);
+
+/// How a snapshot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// In order.
+    Active = 0,
+    /// A write found no room: reads go on, writes fail (snapshot.md 6).
+    Overflow = 1,
+    /// For ever of no use, or handed over to a merge.
+    Invalid = 2,
+}
+
+/// What a discard does to a snapshot (snapshot.md 3, features).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Discards {
+    /// Chunks that have an exception are zeroed; without this discards are refused.
+    pub zeroes_cow: bool,
+    /// The origin is discarded, too.
+    pub passdown_origin: bool,
+}
+
+/// A snapshot as every core sees it.
+pub struct SnapDev {
+    pub(super) id: u64,
+    pub(super) exceptions: Arc<Exceptions>,
+    state: AtomicU8,
+    pub(super) discards: Discards,
+    pub(super) cow_flushes: bool,
+    /// Size in logical blocks.
+    pub(super) nr_logical: u64,
+}
+
+impl SnapDev {
+    pub(super) fn new(
+        id: u64,
+        exceptions: Arc<Exceptions>,
+        state: State,
+        discards: Discards,
+        cow_flushes: bool,
+        nr_logical: u64,
+    ) -> Self {
+        SnapDev {
+            id,
+            exceptions,
+            state: AtomicU8::new(state as u8),
+            discards,
+            cow_flushes,
+            nr_logical,
+        }
+    }
+
+    /// How it is.
+    #[inline]
+    pub fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            0 => State::Active,
+            1 => State::Overflow,
+            _ => State::Invalid,
+        }
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    #[inline]
+    fn map(&self, request: &Request) -> Map {
+        let state = self.state();
+        match request.kind {
+            IoKind::Flush => return flush(self.exceptions.base(), self.cow_flushes),
+            IoKind::Reset => return Map::Defer,
+            _ if state == State::Invalid => return Map::Fail(Errno::EIO),
+            IoKind::Read => {}
+            IoKind::Discard if !self.discards.zeroes_cow => {
+                return Map::Fail(Errno::EOPNOTSUPP);
+            }
+            _ if state == State::Overflow => return Map::Fail(Errno::EIO),
+            IoKind::Discard => return Map::Defer,
+            IoKind::Write | IoKind::WriteZeroes => {}
+        }
+        let exceptions = &*self.exceptions;
+        let first = request.offset_blocks;
+        let left = exceptions.left_in_chunk(first);
+        if left < request.nr_blocks {
+            return Map::Split { nr_blocks: left };
+        }
+        match exceptions.look(exceptions.chunk(first)) {
+            Place::Cow(new_chunk) => Map::Remap {
+                base: exceptions.base(),
+                block: exceptions.logical_on_cow(new_chunk, first),
+            },
+            Place::Origin if request.kind == IoKind::Read => Map::Remap {
+                base: ORIGIN,
+                block: first,
+            },
+            Place::Origin | Place::Unknown => Map::Defer,
+        }
+    }
+}
+
+/// What an origin's I/O has to heed just now.
+pub(super) struct View {
+    /// No snapshot has to be thought of.
+    pub passes: bool,
+    /// All I/O waits at the owner.
+    pub held: bool,
+    /// Chunks of the smallest size, of which every snapshot has a complete exception.
+    pub copied: Arc<Marks>,
+    /// log2 of logical blocks of such a chunk.
+    pub shift: u32,
+    /// The origin shows the content of this store, which is being merged into it.
+    pub merging: Option<Arc<Exceptions>>,
+}
+
+impl View {
+    /// The chunks of the smallest size that a request touches.
+    pub fn chunks(&self, request: &Request) -> Range<u64> {
+        let last = request.offset_blocks + request.nr_blocks.saturating_sub(1);
+        request.offset_blocks >> self.shift..(last >> self.shift) + 1
+    }
+
+    #[inline]
+    fn may_pass(&self, request: &Request) -> bool {
+        self.passes || {
+            let chunks = self.chunks(request);
+            match chunks.end - chunks.start {
+                1 => self.copied.is_marked(chunks.start),
+                _ => self.copied.are_marked(chunks),
+            }
+        }
+    }
+}
+
+/// An origin as every core sees it.
+pub struct OriginDev {
+    pub(super) view: ArcSwap<View>,
+    pub(super) origin_flushes: bool,
+    pub(super) nr_logical: u64,
+}
+
+impl OriginDev {
+    #[inline]
+    fn map(&self, request: &Request) -> Map {
+        let view = self.view.load();
+        let through = Map::Remap {
+            base: ORIGIN,
+            block: request.offset_blocks,
+        };
+        if view.held || request.kind == IoKind::Reset {
+            return Map::Defer;
+        }
+        let Some(merging) = &view.merging else {
+            return match request.kind {
+                IoKind::Read => through,
+                IoKind::Flush => flush(ORIGIN, self.origin_flushes),
+                _ if view.may_pass(request) => through,
+                _ => Map::Defer,
+            };
+        };
+        match request.kind {
+            IoKind::Flush => return Map::Defer,
+            IoKind::Discard => return Map::Done,
+            _ => {}
+        }
+        let first = request.offset_blocks;
+        let left = merging.left_in_chunk(first);
+        if left < request.nr_blocks {
+            return Map::Split { nr_blocks: left };
+        }
+        let chunk = merging.chunk(first);
+        let is_read = request.kind == IoKind::Read;
+        if !is_read && merging.is_in_batch(chunk) {
+            return Map::Defer;
+        }
+        match merging.look(chunk) {
+            Place::Cow(new_chunk) => Map::Remap {
+                base: merging.base(),
+                block: merging.logical_on_cow(new_chunk, first),
+            },
+            Place::Unknown => Map::Defer,
+            Place::Origin if is_read || view.may_pass(request) => through,
+            Place::Origin => Map::Defer,
+        }
+    }
+}
+
+#[inline]
+fn flush(base: BaseId, flushes: bool) -> Map {
+    match flushes {
+        true => Map::Remap { base, block: 0 },
+        false => Map::Done,
+    }
+}
+
+/// A bdev of the target.
+pub enum Volume {
+    /// The origin, whether or not something is being merged into it.
+    Origin(OriginDev),
+    /// A snapshot.
+    Snapshot(SnapDev),
+}
+
+impl Volume {
+    /// Size in logical blocks.
+    pub fn nr_logical_blocks(&self) -> u64 {
+        match self {
+            Volume::Origin(dev) => dev.nr_logical,
+            Volume::Snapshot(dev) => dev.nr_logical,
+        }
+    }
+}
+
+/// The snapshot target: an origin and its snapshots.
+pub struct SnapshotTarget;
+
+impl Target for SnapshotTarget {
+    type Volume = Volume;
+
+    #[inline]
+    fn map(volume: &Arc<Volume>, request: &Request) -> Map {
+        match &**volume {
+            Volume::Origin(dev) => dev.map(request),
+            Volume::Snapshot(dev) => dev.map(request),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! One life of an origin and its snapshots: opening, comparing, load, an end; and what must be true after.
+
+use super::clients::{Client, Io};
+use super::manager::Manager;
+use super::world::{NR_COWS, Use, World};
+use crate::cores::Cores;
+use crate::history::Since;
+use bdev::runtime::Runtime;
+use bdev::snapshot::store::check;
+use bdev::snapshot::{Condition, Origin, SnapshotError, SnapshotTarget, State, StoreKind, Volume};
+use bdev::target::BaseId;
+use futures::future::{Either, select};
+use std::cell::{Cell, RefCell};
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// No life takes so long; if it does, something runs in circles.
+const POLLS: u64 = 6_000_000;
+
+/// How long a clean shutdown may take.
+const SHUTDOWN: Duration = Duration::from_secs(400);
+
+thread_local! {
+    /// The origin of this life, for a look at it after the power cut.
+    static LAST: RefCell<Option<Rc<Origin>>> = const { RefCell::new(None) };
+}
+
+/// One life, from opening to the moment before the power cut.
+pub fn live(world: &Rc<World>, lying: bool) -> Result<(), String> {
+    let main = whole_life(world.clone(), lying);
+    match world.executor.run(main, POLLS) {
+        Some(result) => result.and_then(|()| world.failure()),
+        None => Err(match world.failure() {
+            Err(failure) => failure,
+            Ok(()) => "deadlock, or no end".to_owned(),
+        }),
+    }
+}
+
+async fn whole_life(world: Rc<World>, lying: bool) -> Result<(), String> {
+    let dice = world.executor.clone();
+    world.stopping.set(false);
+    world.faulty.set(false);
+    let opened = Origin::open(
+        world.shape.origin.clone(),
+        dice.clone(),
+        world.origin_disk(),
+        true,
+    );
+    let origin = opened.map_err(|error| format!("open: {error}"))?;
+    LAST.set(Some(origin.clone()));
+    let cores = Cores::new(
+        &dice,
+        world.shape.cores,
+        world.disks(),
+        &origin.owner_queue(),
+    );
+    open_all(&world, &origin, &cores).await?;
+    compare(&world, &cores).await?;
+    let removal = match lying {
+        true => None,
+        false => world.roll_faults(),
+    };
+    for _ in 0..world.shape.clients {
+        world.running.set(world.running.get() + 1);
+        let client = Client {
+            world: world.clone(),
+            cores: cores.clone(),
+            idle: Cell::new(false),
+        };
+        dice.spawn(Box::pin(client.run()));
+    }
+    world.running.set(world.running.get() + 1);
+    let manager = Manager {
+        world: world.clone(),
+        origin: origin.clone(),
+        cores: cores.clone(),
+    };
+    dice.spawn(Box::pin(manager.run()));
+    world.remove_later(removal);
+    for _ in 0..20 + dice.below(400) {
+        dice.delay().await;
+        if world.stopping.get() {
+            return world.failure();
+        }
+    }
+    let counters = origin.counters();
+    dice.count_many("snapshot: copies", counters.copies);
+    dice.count_many("snapshot: full writes", counters.full_writes);
+    dice.count_many("snapshot: commits", counters.commits);
+    dice.count_many("snapshot: exceptions", counters.exceptions);
+    dice.count_many("snapshot: merged chunks", counters.merged);
+    dice.count_many("snapshot: page loads", counters.page_loads);
+    if dice.one_in(4) {
+        let closing = pin!(shut_down(&world, &origin, &cores));
+        let too_long = pin!(dice.pass(SHUTDOWN));
+        match select(closing, too_long).await {
+            Either::Left((result, _)) => result?,
+            Either::Right(_) if world.faulty.get() => dice.count("shutdowns that hang"),
+            Either::Right(_) => return Err("a clean shutdown hangs".to_owned()),
+        }
+    }
+    world.failure()
+}
+
+/// Everything is opened that there was.
+async fn open_all(
+    world: &Rc<World>,
+    origin: &Rc<Origin>,
+    cores: &Rc<Cores<SnapshotTarget>>,
+) -> Result<(), String> {
+    let origin_target = world.target(0);
+    *origin_target.volume.borrow_mut() = Some(origin.volume().clone());
+    // The merge comes last: the others must not miss what it changes.
+    for cow in (0..NR_COWS).filter(|cow| world.use_of(*cow) == Use::Snapshot) {
+        let Some(config) = world.shape.snapshots.get(cow).cloned() else {
+            continue;
+        };
+        if config.store == StoreKind::Transient {
+            world.set_use(cow, Use::Free);
+            continue;
+        }
+        let base = BaseId(cow as u8 + 1);
+        let made = origin
+            .create_snapshot(config, base, world.disk(cow + 1), true)
+            .await;
+        let snapshot = made.map_err(|error| format!("opening snapshot {cow}: {error}"))?;
+        if snapshot.state() == State::Invalid {
+            world.executor.count("snapshots found invalid");
+            if !world.is_dead(cow) {
+                return Err(format!("snapshot {cow} is invalid for no reason"));
+            }
+        }
+        // Where power failed before the header said so, it is still good.
+        world.set_dead(cow, snapshot.state() == State::Invalid);
+        *world.target(cow + 1).volume.borrow_mut() = Some(snapshot.volume().clone());
+    }
+    // Sometimes the snapshots are looked at before and after.
+    for cow in (0..NR_COWS).filter(|cow| world.use_of(*cow) == Use::Merging) {
+        if world.executor.one_in(4) {
+            compare_some(world, cores, 1).await?;
+        }
+        let Some(config) = world.shape.snapshots.get(cow).cloned() else {
+            continue;
+        };
+        let base = BaseId(cow as u8 + 1);
+        let merge = origin.merge_store(config, base, world.disk(cow + 1), true);
+        let merge = merge.await;
+        merge.map_err(|error| format!("going on with the merge of {cow}: {error}"))?;
+        world.executor.count("merges after a power cut");
+    }
+    Ok(())
+}
+
+/// Everything holds what it may hold.
+async fn compare(world: &Rc<World>, cores: &Rc<Cores<SnapshotTarget>>) -> Result<(), String> {
+    compare_some(world, cores, 0).await
+}
+
+async fn compare_some(
+    world: &Rc<World>,
+    cores: &Rc<Cores<SnapshotTarget>>,
+    from: usize,
+) -> Result<(), String> {
+    for (number, target) in world.targets.iter().enumerate().skip(from) {
+        let volume = target.volume.borrow().clone();
+        let Some(volume) = volume else { continue };
+        if matches!(&*volume, Volume::Snapshot(dev) if dev.state() == State::Invalid) {
+            continue;
+        }
+        let io = Io {
+            world,
+            cores,
+            number,
+            target,
+            volume,
+        };
+        let Some(found) = io.read_all().await else {
+            // A merge that goes on may need more room than there is.
+            let invalid =
+                matches!(&*io.volume, Volume::Snapshot(dev) if dev.state() == State::Invalid);
+            if invalid && world.shape.tight {
+                continue;
+            }
+            return Err(format!("{number} cannot be read after opening"));
+        };
+        let mut history = target.history.borrow_mut();
+        history
+            .check(0, &found, Since::Crash, world.tick())
+            .map_err(|wrong| format!("{number} after a crash: {wrong}"))?;
+        history.settle(&found);
+    }
+    Ok(())
+}
+
+/// Clients and manager end, and the target is closed.
+async fn shut_down(
+    world: &Rc<World>,
+    origin: &Rc<Origin>,
+    cores: &Rc<Cores<SnapshotTarget>>,
+) -> Result<(), String> {
+    let dice = &world.executor;
+    world.stopping.set(true);
+    while world.running.get() > 0 {
+        dice.pass(Duration::from_millis(50)).await;
+    }
+    let closed = origin.close().await;
+    cores.leave();
+    dice.count("clean shutdowns");
+    closed.map_err(|error| format!("a clean shutdown failed: {error}"))
+}
+
+/// The power cut, and the check of the stores.
+pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
+    let dice = &world.executor;
+    // A moment's look at what was going on, which no disk knows.
+    if let Some(origin) = LAST.take() {
+        for status in origin.status().snapshots {
+            let number = world
+                .shape
+                .snapshots
+                .iter()
+                .position(|config| config.name == status.name);
+            let Some(cow) = number else { continue };
+            if status.condition == Condition::Invalid && world.use_of(cow) == Use::Snapshot {
+                if !world.may_fail() && !world.is_dead(cow) {
+                    return Err(format!("snapshot {cow} became invalid for no reason"));
+                }
+                world.set_dead(cow, true);
+            }
+            if status.header_unsure && world.use_of(cow) == Use::Snapshot {
+                // Its store may say valid, and is not: nobody may open it.
+                dice.count("invalid snapshots whose header could not be written");
+                world.set_use(cow, Use::Free);
+            }
+        }
+    }
+    dice.forget_tasks();
+    world.running.set(0);
+    for disk in world.disks() {
+        disk.crash();
+    }
+    for target in &world.targets {
+        target.busy.set(0);
+        target.paused.set(false);
+        target.volume.take();
+    }
+    dice.count("power cuts");
+    match dice.run(check_all(world.clone()), POLLS) {
+        Some(result) => result,
+        None => Err("the check has no end".to_owned()),
+    }
+}
+
+/// What lies on the disks is sound before anybody opens it.
+async fn check_all(world: Rc<World>) -> Result<(), String> {
+    for cow in 0..NR_COWS {
+        let config = world.shape.snapshots.get(cow);
+        let transient = config.is_none_or(|config| config.store == StoreKind::Transient);
+        if world.use_of(cow) == Use::Free || transient {
+            continue;
+        }
+        let report = check(world.disk(cow + 1)).await;
+        let wrong = |error: SnapshotError| format!("check of store {cow}: {error}");
+        let report = report.map_err(wrong)?;
+        let merging = world.use_of(cow) == Use::Merging;
+        if !report.findings.is_empty() || !report.in_order || merging && !report.valid {
+            return Err(format!("check of store {cow}: {report:?}"));
+        }
+    }
+    Ok(())
+}
