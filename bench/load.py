@@ -3,6 +3,7 @@
 
 import json
 import os
+import statistics
 import re
 import subprocess
 import time
@@ -81,11 +82,12 @@ class Load:
 
     def wait_first(self) -> float:
         """Until the first I/O is answered: the seconds it took."""
-        line = self.process.stdout.readline()
-        found = re.match(r'first (\S+)', line)
-        if not found:
-            raise self._failed(repr(line))
-        return float(found[1]) / 1e6
+        # DPDK speaks on the standard output, too.
+        for line in self.process.stdout:
+            found = re.match(r'first (\S+)', line)
+            if found:
+                return float(found[1]) / 1e6
+        raise self._failed('it has ended')
 
     def end(self, phase: str) -> None:
         (self._folder / phase).touch()
@@ -102,6 +104,48 @@ class Load:
                 names = ('ios', 'rate', 'p50_us', 'p99_us', 'p999_us', 'max_us')
                 found[match[1]] = dict(zip(names, map(float, match.groups()[1:])))
         return found
+
+
+def run_measured(command: list, env: dict, log: Path) -> tuple:
+    """Runs a program: exit code, what it printed, and the most it had of memory beside hugepages."""
+    with open(log, 'w+b') as output:
+        # pylint: disable-next=consider-using-with
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output,
+                                   stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        return process.returncode, output.read().decode(errors='replace'), usage.ru_maxrss * 1024
+
+
+# (title, options of hostio latency, subjects)
+LATENCY_ROWS = [
+    (f'latency of random {what}s of 4 KiB, depth {depth}',
+     ['--workload', what, '--depth', str(depth), '--cores', '1'],
+     ['null', 'passthru on null', 'thin on null, 1M mappings', 'lvol on malloc', 'thin on malloc'])
+    for what, depth in [('read', 1), ('write', 32)]]
+
+
+def latency_row(title: str, options: list, made: dict, folder: Path, memory_mib: int, arguments) -> dict:
+    """Medians of percentiles, in microseconds. `made`: name -> (configuration, bdev)."""
+    found: dict = {name: [] for name in made}
+    for _ in range(arguments.repetitions):
+        for name, (methods, bdev) in made.items():
+            with Load(folder, methods, bdev, ['warm', 'run'], options, memory_mib, '0x1') as load:
+                load.wait_first()
+                time.sleep(arguments.seconds / 2)
+                load.end('warm')
+                time.sleep(arguments.seconds)
+                load.end('run')
+                found[name].append(load.results()['run'])
+    print(f'\n{title} (µs)')
+    medians = {}
+    for name, runs in found.items():
+        medians[name] = {field: statistics.median(run[field] for run in runs) for field in runs[0]}
+        row = medians[name]
+        print(f'  {name:32} p50 {row["p50_us"]:8.1f}   p99 {row["p99_us"]:8.1f}   p99.9 {row["p999_us"]:8.1f}'
+              f'   longest {row["max_us"]:9.1f}   {row["rate"]:12,.0f} /s', flush=True)
+    return {'title': title, 'latencies': found, 'medians': medians}
 
 
 def write_json(path: Optional[Path], figures: dict) -> None:

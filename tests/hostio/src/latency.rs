@@ -78,7 +78,11 @@ impl Core {
     /// Hands over what was collected, when the phase has changed.
     fn turn(&self, to: usize) -> Result<(), String> {
         let mut now = self.now.borrow_mut();
-        let mut found = self.run.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = self
+            .run
+            .found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(sum) = found.get_mut(self.phase.replace(to)) {
             sum.add(&*now).map_err(|e| e.to_string())?;
         }
