@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era run bench clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era run bench bench-pools bench-stalls bench-many bench-charts clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -22,7 +22,7 @@ WITH := spdk-config/with-env
 PYTHON := $(WITH) python3
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 cargo:
 	@command -v cargo >/dev/null || { echo 'spdk-dm: error: no cargo: install a Rust toolchain, https://rustup.rs' >&2; exit 1; }
@@ -84,8 +84,22 @@ demo-era: build ## What eras are for: rollback with a cache, incremental backup
 run: build ## As demo, but leaves the target running in the foreground
 	@$(PYTHON) spdk-config/demo --foreground $(DEMO)
 
-bench: build ## bdevperf side by side: thin and era next to passthru
+bench: build ## bdevperf side by side: thin and era next to passthru, lvol, …; BENCH=--all for everything
 	@$(PYTHON) bench/run $(BENCH)
+
+bench-pools: build ## Time to open pools of 1 M to 128 M mappings, and their memory
+	@$(PYTHON) bench/pools $(BENCH)
+
+bench-stalls: build ## Longest I/O while snapshots are created and a large device is deleted
+	@$(PYTHON) bench/stalls $(BENCH)
+
+bench-many: build ## 100,000 thin devices in one pool
+	@$(PYTHON) bench/many $(BENCH)
+
+FIGURES ?= bench.json
+bench-charts: ## Charts of FIGURES=bench.json, written by make bench BENCH='--json bench.json'
+	@spdk-config/setup-tools --charts
+	@$(PYTHON) bench/charts $(FIGURES) $(BENCH)
 
 clean: cargo ## Remove what was built here (not the cache)
 	cargo clean

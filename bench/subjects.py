@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from harness import program
+from mapped_metadata import private_copy
 
 # 1,048,576 mappings of 64 KiB.
 LARGE_MIB = 65536
@@ -92,6 +93,24 @@ def era_delayed():
             method('era_create', name='x', metadata_bdev='meta', origin_bdev='data')], 'x'
 
 
+def thin_unmapped(base: dict, mib=LARGE_MIB):
+    return [base, malloc('meta', 64),
+            method('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data'),
+            method('thin_create', pool='pool', id=1, bdev_name='x', size_mib=mib)], 'x'
+
+
+def thin_with_snapshot(folder: Path):
+    methods, bdev = thin_mapped(folder, malloc(), MEMORY_MIB)
+    # Each run takes the snapshot of a pool that has none.
+    methods[1]['params']['filename'] = str(private_copy(mapped_metadata(folder, MEMORY_MIB), folder))
+    return methods + [method('thin_snapshot', pool='pool', id=2, origin_id=1)], bdev
+
+
+def lvol_with_snapshot():
+    methods, bdev = lvol(thin=False)
+    return methods + [method('bdev_lvol_snapshot', lvol_name='lvs/x', snapshot_name='s')], bdev
+
+
 # Name: folder -> (configuration, bdev). For bdevperf, everything mapped.
 MAPPED = {
     'null': lambda folder: ([null()], 'data'),
@@ -101,6 +120,9 @@ MAPPED = {
     'passthru on malloc': lambda folder: passthru(malloc()),
     'lvol on malloc': lambda folder: lvol(thin=False),
     'thin on malloc': lambda folder: thin_mapped(folder, malloc(), MEMORY_MIB),
+    'thin on null, nothing mapped': lambda folder: thin_unmapped(null()),
+    'lvol with a snapshot on malloc': lambda folder: lvol_with_snapshot(),
+    'thin with a snapshot on malloc': thin_with_snapshot,
 }
 
 # Name: () -> (configuration, bdev). Each block written to for the first time.

@@ -27,6 +27,8 @@ pub struct Block {
     bytes: RefCell<Box<BlockBytes>>,
     dirty: Cell<bool>,
     used: Cell<bool>,
+    /// Its cache's list of dirty blocks.
+    dirtied: Rc<RefCell<Vec<u64>>>,
 }
 
 impl Block {
@@ -42,8 +44,14 @@ impl Block {
 
     /// Its contents, to be changed. Only for blocks that the transaction manager made writable.
     pub fn bytes_mut(&self) -> RefMut<'_, Box<BlockBytes>> {
-        self.dirty.set(true);
+        self.set_dirty();
         self.bytes.borrow_mut()
+    }
+
+    fn set_dirty(&self) {
+        if !self.dirty.replace(true) {
+            self.dirtied.borrow_mut().push(self.nr);
+        }
     }
 }
 
@@ -64,6 +72,9 @@ pub struct BlockCache {
     blocks: RefCell<FxHashMap<u64, Rc<Block>>>,
     /// Candidates for eviction, each cached block once.
     clock: RefCell<VecDeque<u64>>,
+    /// Every dirty block is here, and with it some that no longer are, so that a commit need not look at
+    /// all that is cached.
+    dirtied: Rc<RefCell<Vec<u64>>>,
     max_blocks: usize,
     hits: Cell<u64>,
     misses: Cell<u64>,
@@ -76,6 +87,7 @@ impl BlockCache {
             device,
             blocks: RefCell::default(),
             clock: RefCell::default(),
+            dirtied: Rc::default(),
             max_blocks: (limit_bytes / BLOCK_BYTES).max(MIN_BLOCKS),
             hits: Cell::new(0),
             misses: Cell::new(0),
@@ -145,9 +157,13 @@ impl BlockCache {
             nr,
             kind,
             bytes: RefCell::new(bytes),
-            dirty: Cell::new(dirty),
+            dirty: Cell::new(false),
             used: Cell::new(true),
+            dirtied: self.dirtied.clone(),
         });
+        if dirty {
+            block.set_dirty();
+        }
         let old = self.blocks.borrow_mut().insert(nr, block.clone());
         if old.is_none() {
             self.clock.borrow_mut().push_back(nr);
@@ -200,14 +216,13 @@ impl BlockCache {
 
     /// Writes all dirty blocks, many at a time.
     pub async fn write_dirty(&self) -> Result<()> {
-        let mut dirty: Vec<_> = self
-            .blocks
-            .borrow()
-            .values()
-            .filter(|block| block.dirty.get())
-            .cloned()
+        let mut numbers = self.dirtied.borrow().clone();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let dirty: Vec<_> = numbers
+            .into_iter()
+            .filter_map(|nr| self.dirty(nr))
             .collect();
-        dirty.sort_unstable_by_key(|block| block.nr);
         let mut writes = futures::stream::iter(dirty)
             .map(|block| async move { self.write(&block).await })
             .buffer_unordered(WRITE_DEPTH);
@@ -217,7 +232,15 @@ impl BlockCache {
         while let Some(written) = writes.next().await {
             result = result.and(written);
         }
+        let mut dirtied = self.dirtied.borrow_mut();
+        dirtied.retain(|nr| self.dirty(*nr).is_some());
         result
+    }
+
+    /// A block, if it is cached and dirty.
+    fn dirty(&self, nr: u64) -> Option<Rc<Block>> {
+        let blocks = self.blocks.borrow();
+        blocks.get(&nr).filter(|block| block.dirty.get()).cloned()
     }
 
     /// Makes what was written durable.

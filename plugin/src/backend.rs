@@ -19,6 +19,7 @@ use rpc::table::{self, Table};
 use rpc::{params, status};
 use serde_json::{Value, json};
 use spdk::rpc::Request;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Answers a request, in a task of its own.
@@ -256,10 +257,12 @@ impl Backend for Methods {
         let open = self.0.open_entry(&params.pool)?;
         let devices = open.pool.list().await.map_err(refuse)?;
         let thins = self.0.thins.borrow();
+        let of_pool = thins
+            .iter()
+            .filter(|(_, thin)| thin.params.pool == params.pool);
+        let bdevs: BTreeMap<_, _> = of_pool.map(|found| (found.1.params.id, found)).collect();
         let list = devices.into_iter().map(|(id, details)| {
-            let bdev = thins
-                .iter()
-                .find(|(_, thin)| thin.params.pool == params.pool && thin.params.id == id);
+            let bdev = bdevs.get(&id);
             json!({
                 "id": id,
                 "mapped_blocks": details.mapped_blocks,

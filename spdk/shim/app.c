@@ -3,6 +3,8 @@
 #include "shim.h"
 
 #include "spdk/stdinc.h"
+#include "spdk/cpuset.h"
+#include "spdk/env.h"
 #include "spdk/event.h"
 #include "spdk/thread.h"
 #include "spdk/version.h"
@@ -64,6 +66,33 @@ void
 sdm_app_stop(int rc)
 {
 	spdk_app_stop(rc);
+}
+
+void *
+sdm_thread_on_core(const char *name, unsigned n)
+{
+	struct spdk_cpuset *mask;
+	struct spdk_thread *thread;
+	uint32_t core;
+
+	SPDK_ENV_FOREACH_CORE(core) {
+		if (n-- == 0) {
+			break;
+		}
+	}
+	if (core == UINT32_MAX || (mask = spdk_cpuset_alloc()) == NULL) {
+		return NULL;
+	}
+	spdk_cpuset_set_cpu(mask, core, true);
+	thread = spdk_thread_create(name, mask);
+	spdk_cpuset_free(mask);
+	return thread;
+}
+
+void
+sdm_thread_exit(void)
+{
+	spdk_thread_exit(spdk_get_thread());
 }
 
 static void

@@ -145,6 +145,9 @@ struct sdm_app_params {
 };
 int sdm_app_run(const struct sdm_app_params *params, void (*start)(void *), void *ctx);
 void sdm_app_stop(int rc);
+/* A thread of the n-th core, or NULL without such a core or memory; it ends by sdm_thread_exit on itself. */
+void *sdm_thread_on_core(const char *name, unsigned n);
+void sdm_thread_exit(void);
 int sdm_spdk_tgt_main(int argc, char **argv);
 
 #endif

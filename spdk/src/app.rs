@@ -1,6 +1,8 @@
 //! SPDK applications with a main in Rust.
 
+use crate::thread::Thread;
 use crate::{executor, ffi};
+use futures::channel::oneshot;
 use std::ffi::{CString, c_char, c_int, c_void};
 
 /// How to start an application.
@@ -68,6 +70,30 @@ pub fn run<F: Future<Output = i32> + 'static>(
 pub fn stop(code: i32) {
     // SAFETY: no preconditions on an SPDK thread.
     unsafe { ffi::sdm_app_stop(code) };
+}
+
+/// Runs `work` on an SPDK thread of its own, on the n-th of the application's cores, counted from 0. The
+/// thread ends with it. The receiver gets what it returns. None where there is no such core, or no memory
+/// for a thread.
+pub fn on_core<T: Send + 'static, F: Future<Output = T> + 'static>(
+    n: u32,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> Option<oneshot::Receiver<T>> {
+    let (tx, rx) = oneshot::channel();
+    let name = ffi::c_string(&format!("core{n}"));
+    // SAFETY: the name lives during the call.
+    let raw = unsafe { ffi::sdm_thread_on_core(name.as_ptr(), n) };
+    if raw.is_null() {
+        return None;
+    }
+    Thread::from_raw(raw).send(move || {
+        executor::spawn(async move {
+            let _ = tx.send(work().await);
+            // SAFETY: on the thread made above, whose only task ends here.
+            unsafe { ffi::sdm_thread_exit() };
+        });
+    });
+    Some(rx)
 }
 
 /// What the stock spdk_tgt's main does, for a program that has our module linked in.

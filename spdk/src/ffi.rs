@@ -154,6 +154,8 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn sdm_app_run(params: *const AppParams, start: Callback, ctx: *mut c_void) -> c_int;
     pub fn sdm_app_stop(rc: c_int);
+    pub fn sdm_thread_on_core(name: *const c_char, n: std::ffi::c_uint) -> *mut c_void;
+    pub fn sdm_thread_exit();
     pub fn sdm_spdk_tgt_main(argc: c_int, argv: *mut *mut c_char) -> c_int;
 }
 

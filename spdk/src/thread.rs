@@ -51,6 +51,12 @@ impl Thread {
         }
     }
 
+    /// A thread in the shim's hands. Not null, and not used after it has ended.
+    #[cfg(feature = "app")]
+    pub(crate) fn from_raw(raw: *mut c_void) -> Self {
+        Thread(raw)
+    }
+
     pub(crate) fn raw(self) -> *mut c_void {
         self.0
     }

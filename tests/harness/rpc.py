@@ -37,6 +37,9 @@ class RpcClient:
                 if not chunk:
                     raise ConnectionError(f'{method}: the target closed the connection')
                 received += chunk
+                # SPDK ends an answer with a newline. Parsing a long one after each chunk would take long.
+                if not received.endswith(b'\n') and len(received) > 1 << 16:
+                    continue
                 try:
                     answer = json.loads(received)
                 except ValueError:

@@ -1,6 +1,7 @@
 //! spdk_dm_hostio: an SPDK program that is the host in tests. It gets bdevs from a JSON configuration
 //! (an NVMe-oF controller, say) and carries out one command on one of them.
 
+mod latency;
 mod ledger;
 mod rate;
 mod stamp;
@@ -10,6 +11,7 @@ mod transfer;
 use clap::{Parser, Subcommand};
 use spdk::app::{self, Options};
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Parser)]
 #[command(about = "Writes, reads, stresses and verifies SPDK bdevs, for tests")]
@@ -26,6 +28,9 @@ struct Args {
     /// Memory in MiB.
     #[arg(long, default_value_t = 256)]
     mem: i32,
+    /// Wait until there is a bdev of this name.
+    #[arg(long)]
+    wait: bool,
     /// Do without hugepages.
     #[arg(long)]
     no_huge: bool,
@@ -72,6 +77,8 @@ enum Command {
     Stress(stress::Stress),
     /// Measure how fast blocks are written to for the first time, or again.
     Rate(rate::Rate),
+    /// Measure how long I/Os take on each core, in one phase after the other.
+    Latency(latency::Latency),
     /// Check that each sector holds what the state of a stress allows.
     Verify {
         /// State file of the stress.
@@ -93,7 +100,8 @@ fn main() {
         no_huge: args.no_huge,
     };
     let code = app::run(&options, move || async move {
-        match run(&args.bdev, args.command).await {
+        let command = args.command.clone();
+        match run(&args, command).await {
             Ok(()) => 0,
             Err(error) => {
                 eprintln!("hostio: {error}");
@@ -104,8 +112,11 @@ fn main() {
     std::process::exit(code);
 }
 
-async fn run(bdev: &str, command: Command) -> Result<(), String> {
-    let disk = transfer::Disk::open(bdev)?;
+async fn run(args: &Args, command: Command) -> Result<(), String> {
+    while args.wait && !spdk::base::exists(&args.bdev) {
+        spdk::executor::sleep(Duration::from_millis(1)).await;
+    }
+    let disk = transfer::Disk::open(&args.bdev)?;
     match command {
         Command::Write { file, offset } => disk.write_file(&file, offset).await,
         Command::Read {
@@ -120,6 +131,7 @@ async fn run(bdev: &str, command: Command) -> Result<(), String> {
         } => disk.clear(&how, offset, length).await,
         Command::Stress(stress) => stress.run(&disk).await,
         Command::Rate(rate) => rate.run(&disk).await,
+        Command::Latency(latency) => latency.run(&disk).await,
         Command::Verify {
             state,
             may_be_empty,

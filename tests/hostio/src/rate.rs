@@ -30,13 +30,23 @@ pub struct Rate {
     /// Visit all once, print "ready", and measure when this file is there.
     #[arg(long)]
     again_after: Option<PathBuf>,
+    /// Visit all once, and measure how fast they are unmapped then.
+    #[arg(long, conflicts_with = "again_after")]
+    unmap: bool,
+}
+
+/// What is done at each visit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Write,
+    Unmap,
 }
 
 impl Rate {
-    /// Measures, and prints writes per second.
+    /// Measures, and prints visits per second.
     pub async fn run(&self, disk: &Disk) -> Result<(), String> {
         if let Some(signal) = &self.again_after {
-            self.pass(disk).await?;
+            self.pass(disk, What::Write).await?;
             // Logical volumes of SPDK know no flush.
             let _ = disk.flush().await;
             println!("ready");
@@ -44,12 +54,19 @@ impl Rate {
                 spdk::executor::sleep(Duration::from_millis(10)).await;
             }
         }
-        let (count, seconds) = self.pass(disk).await?;
+        let what = match self.unmap {
+            true => What::Unmap,
+            false => What::Write,
+        };
+        if self.unmap {
+            self.pass(disk, What::Write).await?;
+        }
+        let (count, seconds) = self.pass(disk, what).await?;
         println!("rate {:.0}", count as f64 / seconds);
         Ok(())
     }
 
-    async fn pass(&self, disk: &Disk) -> Result<(u64, f64), String> {
+    async fn pass(&self, disk: &Disk, what: What) -> Result<(u64, f64), String> {
         let blocks = disk.bytes() / self.visit;
         let count = self.count.unwrap_or(blocks).min(blocks);
         if count == 0 || self.size > self.visit {
@@ -82,7 +99,11 @@ impl Rate {
             while done.get() < count {
                 let Some(block) = place() else { break };
                 done.set(done.get() + 1);
-                buf = disk.write_buf(block * self.visit, buf).await?;
+                let offset = block * self.visit;
+                match what {
+                    What::Write => buf = disk.write_buf(offset, buf).await?,
+                    What::Unmap => disk.range("unmap", offset, self.visit).await?,
+                }
             }
             Ok::<(), String>(())
         };

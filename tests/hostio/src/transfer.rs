@@ -26,10 +26,20 @@ impl Disk {
     /// Opens a bdev by name.
     pub fn open(name: &str) -> Result<Self, String> {
         let desc = Descriptor::open(name, true, |_| {}).map_err(fail(&format!("open {name}")))?;
+        Disk::new(&desc)
+    }
+
+    /// An open bdev, for I/O on the running SPDK thread.
+    pub fn new(desc: &Descriptor) -> Result<Self, String> {
         Ok(Disk {
             info: desc.info(),
             channel: desc.channel().ok_or("no channel")?,
         })
+    }
+
+    /// For further threads.
+    pub fn descriptor(&self) -> &Descriptor {
+        self.channel.descriptor()
     }
 
     fn blocks(&self, bytes: u64) -> Result<u64, String> {
@@ -55,6 +65,12 @@ impl Disk {
     /// Reads from a byte offset.
     pub async fn read(&self, offset: u64, length: u64) -> Result<DmaBuf, String> {
         let buf = DmaBuf::new(length as usize).ok_or("out of memory")?;
+        let at = self.blocks(offset)?;
+        self.channel.read(buf, at).await.map_err(fail("read"))
+    }
+
+    /// Fills a buffer from a byte offset.
+    pub async fn read_buf(&self, offset: u64, buf: DmaBuf) -> Result<DmaBuf, String> {
         let at = self.blocks(offset)?;
         self.channel.read(buf, at).await.map_err(fail("read"))
     }
