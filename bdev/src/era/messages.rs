@@ -4,9 +4,9 @@
 use super::metadata::{EraError, EraMetadata, View};
 use super::status::EraStatus;
 use super::worker::{Era, EraTargetError, yield_now};
-use futures::lock::MutexGuard;
 use std::ops::Range;
 use std::str::FromStr;
+use tokio::sync::MutexGuard;
 
 /// Blocks that are looked at in one go; between goes others get at the metadata.
 const PAGE_BLOCKS: u64 = 1 << 14;

@@ -15,13 +15,13 @@ use crate::runtime::RuntimeRef;
 use crate::target::IoKind;
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
-use futures::lock::Mutex;
 use persistent_data::device::BlockDevice;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Poll;
+use tokio::sync::Mutex;
 
 /// What an era target is opened with (era.md 4).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,9 +11,9 @@ use super::store::{Opened, PersistentStore, Store, TransientStore};
 use super::table::StoreKind;
 use crate::device::{ByteDeviceRef, SECTOR_BYTES};
 use crate::target::BaseId;
-use futures::lock::Mutex;
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 impl Origin {
     /// The number of a COW device that is to come; the host needs it on every core before any I/O.

@@ -9,9 +9,9 @@ use crate::device::{ByteDeviceRef, DataDevice};
 use crate::errno::Errno;
 use crate::owner::Channels;
 use crate::thin::cache::{MappingCache, PAGE_BLOCKS, UNMAPPED};
-use futures::lock::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// The cache all COW devices of an origin share.
 pub(super) type Cache = MappingCache<Exceptions>;

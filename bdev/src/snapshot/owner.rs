@@ -17,12 +17,12 @@ use crate::runtime::RuntimeRef;
 use arc_swap::ArcSwap;
 use futures::StreamExt;
 use futures::channel::mpsc;
-use futures::lock::Mutex;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// What an origin is opened with.
 #[derive(Debug, Clone, PartialEq, Eq)]

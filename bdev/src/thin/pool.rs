@@ -21,7 +21,6 @@ use crate::runtime::RuntimeRef;
 use crate::target::IoKind;
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
-use futures::lock::Mutex;
 use persistent_data::device::BlockDevice;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
@@ -30,6 +29,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// Longest time an uncommitted change waits for a commit nobody asked for (thin.md 5).
 const COMMIT_PERIOD: Duration = Duration::from_secs(1);
@@ -429,7 +429,7 @@ impl Pool {
     async fn commit_periodically(self: Rc<Self>) {
         while !self.closed.get() {
             self.runtime.sleep(COMMIT_PERIOD).await;
-            let changed = match self.metadata.try_lock() {
+            let changed = match self.metadata.try_lock().ok() {
                 Some(metadata) => metadata.changed(),
                 None => true,
             };
