@@ -71,7 +71,8 @@ impl Tally {
         pages.sort_unstable();
         pages
             .into_iter()
-            .flat_map(|page| page * PAGE..(page + 1) * PAGE)
+            // The last page of all there can be is not a whole one.
+            .flat_map(|page| (0..PAGE).filter_map(move |i| (page * PAGE).checked_add(i)))
             .filter(move |block| *block >= begin)
             .map(|block| (block, self.get(block)))
             .filter(|(_, count)| *count > 0)
@@ -103,5 +104,11 @@ mod tests {
         assert_eq!(counted, [(PAGE - 1, 1000), (PAGE, 1), (u64::MAX >> 24, 1)]);
         assert_eq!(tally.counted_from(PAGE + 1).count(), 1);
         assert_eq!(tally.nr_counted(), 3);
+        // A damaged disk may refer to any block.
+        assert_eq!(tally.add(u64::MAX), 1);
+        assert_eq!(
+            tally.counted_from(u64::MAX).collect::<Vec<_>>(),
+            [(u64::MAX, 1)]
+        );
     }
 }
