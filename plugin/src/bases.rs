@@ -1,8 +1,12 @@
 //! Base bdevs: opened, checked and claimed for a target.
 
 use bdev::errno::Errno;
+use futures::channel::oneshot;
+use futures::future::{Either, select};
 use rpc::RpcError;
 use spdk::base::{BaseChannel, Descriptor, Event, IoKind};
+use spdk::executor::sleep;
+use std::time::Duration;
 
 /// Caches of more MiB than this are surely a mistake.
 pub const MAX_CACHE_MIB: u64 = 1 << 20;
@@ -10,16 +14,50 @@ pub const MAX_CACHE_MIB: u64 = 1 << 20;
 /// No metadata fit into less.
 pub const MIN_METADATA_BYTES: u64 = 16 * 4096;
 
-/// Opens, checks and claims a base bdev for `owner`, which is how messages to the user call it. `events`
-/// is dropped when the bdev is closed.
+/// An operator should hear of it when a bdev is not let go for so long.
+const LONG: Duration = Duration::from_secs(10);
+
+/// A base bdev that was taken.
+pub struct Base {
+    /// Open and claimed.
+    pub desc: Descriptor,
+    /// The running thread's channel.
+    pub channel: BaseChannel,
+    /// Resolves when it is closed.
+    pub closed: BaseClosed,
+}
+
+/// Resolves when a base bdev is closed.
+pub struct BaseClosed {
+    bdev: String,
+    closed: oneshot::Receiver<()>,
+}
+
+/// Waits until base bdevs are closed: until then nobody can take them again.
+pub async fn wait_closed(owner: &str, bases: Vec<BaseClosed>) {
+    for BaseClosed { bdev, mut closed } in bases {
+        // Ends when the sender is dropped.
+        while let Either::Right(_) = select(&mut closed, sleep(LONG)).await {
+            log::warn!("{owner} is closed, but bdev '{bdev}' is still being used for it");
+        }
+    }
+}
+
+/// Opens, checks and claims a base bdev for `owner`, which is how messages to the user call it.
 pub fn take(
     owner: &str,
     bdev: &str,
     needed_bytes: u64,
     events: impl Fn(Event) + 'static,
-) -> Result<(Descriptor, BaseChannel), RpcError> {
+) -> Result<Base, RpcError> {
     let refuse = |errno: i32, why: &str| {
         RpcError::new(Errno(errno), format!("{owner}: bdev '{bdev}' {why}"))
+    };
+    let (open, closed) = oneshot::channel();
+    let events = move |event| {
+        // Dropped with this when the bdev is closed.
+        let _open: &oneshot::Sender<()> = &open;
+        events(event);
     };
     let desc = Descriptor::open(bdev, true, events).map_err(|errno| match errno {
         19 => refuse(
@@ -80,5 +118,12 @@ pub fn take(
     let channel = desc
         .channel()
         .ok_or_else(|| refuse(12, "has no I/O channel: out of memory"))?;
-    Ok((desc, channel))
+    Ok(Base {
+        desc,
+        channel,
+        closed: BaseClosed {
+            bdev: bdev.to_owned(),
+            closed,
+        },
+    })
 }

@@ -1,40 +1,133 @@
 //! Opening a pool: its base bdevs are checked and claimed, its metadata is opened, its channels come up.
 
-use crate::bases::{self, MAX_CACHE_MIB, MIN_METADATA_BYTES};
+use crate::bases::{self, Base, BaseClosed, MAX_CACHE_MIB, MIN_METADATA_BYTES};
 use crate::devices::{DataBdev, MetadataBdev};
 use crate::host::{PoolChannel, SpdkRuntime};
 use crate::readers::Readers;
-use crate::registry::{OpenPool, Registry};
+use crate::registry::{OpenPool, PoolState, Registry, no_pool};
 use bdev::errno::Errno;
 use bdev::thin::{Pool, PoolConfig, PoolEvent};
+use futures::channel::oneshot;
 use rpc::RpcError;
-use rpc::params::ThinPoolCreate;
-use spdk::base::{BaseChannel, Descriptor, Event, IoKind};
+use rpc::params::{ThinActivate, ThinPoolCreate};
+use spdk::base::{Event, IoKind};
 use spdk::io_device::IoDevice;
 use std::rc::Rc;
 use std::sync::Arc;
 
 impl Registry {
-    /// Opens a declared pool.
-    pub async fn try_open(
+    /// Opens a declared pool that is waiting, and activates what was declared for it; any other is left
+    /// alone.
+    pub async fn open_pool(self: &Rc<Self>, name: &str) -> Result<(), RpcError> {
+        let params = {
+            let mut pools = self.pools.borrow_mut();
+            let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
+            if !matches!(entry.state, PoolState::Waiting) {
+                return Ok(());
+            }
+            entry.state = PoolState::Opening;
+            entry.closing = false;
+            entry.failure = None;
+            entry.params.clone()
+        };
+        let opened = self.try_open(&params).await;
+        let (waiters, unwanted) = {
+            let mut pools = self.pools.borrow_mut();
+            let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
+            match opened {
+                Ok((open, bases)) => {
+                    entry.state = PoolState::Open(open);
+                    entry.bases = bases;
+                }
+                Err(error) => {
+                    entry.state = PoolState::Waiting;
+                    entry.closing = false;
+                    entry.failure.get_or_insert_with(|| error.message.clone());
+                    entry.waiters.clear();
+                    drop(pools);
+                    self.finish_if_closed();
+                    return Err(error);
+                }
+            }
+            let unwanted = entry.closing || self.is_stopping();
+            (std::mem::take(&mut entry.waiters), unwanted)
+        };
+        if unwanted {
+            self.close_pool(name).await?;
+            return Err(RpcError::new(
+                Errno::ENODEV,
+                format!("pool '{name}': a base bdev was removed while it was being opened"),
+            ));
+        }
+        log::info!("pool '{name}' is open");
+        let declared: Vec<ThinActivate> = self
+            .thins
+            .borrow()
+            .values()
+            .filter(|thin| thin.params.pool == name && !thin.registered)
+            .map(|thin| thin.params.clone())
+            .collect();
+        for thin in declared {
+            if let Err(error) = self.activate(&thin).await {
+                log::error!("{}", error.message);
+            }
+        }
+        drop(waiters);
+        Ok(())
+    }
+
+    /// Opens a declared pool whose bdevs have come.
+    pub async fn open_and_log(self: &Rc<Self>, name: &str) {
+        if let Err(error) = self.open_pool(name).await {
+            log::error!("pool '{name}' cannot open: {}", error.message);
+        }
+    }
+
+    /// Waits while a pool is being opened.
+    pub async fn wait_opening(&self, name: &str) {
+        let opening = {
+            let mut pools = self.pools.borrow_mut();
+            match pools.get_mut(name) {
+                Some(entry) if matches!(entry.state, PoolState::Opening) => {
+                    let (tx, rx) = oneshot::channel();
+                    entry.waiters.push(tx);
+                    rx
+                }
+                _ => return,
+            }
+        };
+        let _ = opening.await;
+    }
+
+    /// A base bdev has another size.
+    pub async fn base_resized(self: Rc<Self>, pool: &str) {
+        // A pool that is not open looks at the sizes when it opens.
+        if let Ok(open) = self.open_entry(pool)
+            && let Err(error) = open.pool.grow().await
+        {
+            log::error!("pool '{pool}' does not follow the size of its bdevs: {error}");
+        }
+    }
+
+    async fn try_open(
         self: &Rc<Self>,
         params: &ThinPoolCreate,
-    ) -> Result<Rc<OpenPool>, RpcError> {
+    ) -> Result<(Rc<OpenPool>, Vec<BaseClosed>), RpcError> {
         if params.metadata_cache_mib > MAX_CACHE_MIB || params.mapping_cache_mib > MAX_CACHE_MIB {
             return Err(RpcError::invalid(format!(
                 "pool '{}': a cache of more than {MAX_CACHE_MIB} MiB",
                 params.name
             )));
         }
-        let (metadata, metadata_channel) = self.take_base(params, &params.metadata_bdev)?;
-        let (data, data_channel) = self.take_base(params, &params.data_bdev)?;
-        let data_flushes = data.info().supports(IoKind::Flush);
-        let device = Rc::new(MetadataBdev::new(metadata_channel));
+        let metadata = self.take_base(params, &params.metadata_bdev)?;
+        let data = self.take_base(params, &params.data_bdev)?;
+        let data_flushes = data.desc.info().supports(IoKind::Flush);
+        let device = Rc::new(MetadataBdev::new(metadata.channel));
         let pool = Pool::open(
             pool_config(params),
             SpdkRuntime::new(),
             device.clone(),
-            Rc::new(DataBdev::new(data_channel)),
+            Rc::new(DataBdev::new(data.channel)),
             data_flushes,
         )
         .await
@@ -47,29 +140,25 @@ impl Registry {
                 ),
             )
         })?;
-        let (channel_data, owner) = (data.clone(), pool.owner_queue());
+        let (channel_data, owner) = (data.desc.clone(), pool.owner_queue());
         let channels = IoDevice::register(&params.name, move || {
             PoolChannel::new(&channel_data, owner.clone())
         })
         .ok_or_else(|| RpcError::new(Errno::ENOMEM, "out of memory"))?;
         let name = params.name.clone();
         pool.watch(move |event| spdk::logging::notify(event.name(), &notification(&name, event)));
-        log::info!("pool '{}' is open", params.name);
-        Ok(Rc::new(OpenPool {
+        let open = OpenPool {
             readers: Readers::new(&params.name, pool.clone(), device),
             pool,
             channels: Arc::new(channels),
-            data,
-            metadata,
-        }))
+            data: data.desc,
+            metadata: metadata.desc,
+        };
+        Ok((Rc::new(open), vec![metadata.closed, data.closed]))
     }
 
     /// Takes a base bdev of a pool, which follows what happens to it.
-    fn take_base(
-        self: &Rc<Self>,
-        params: &ThinPoolCreate,
-        bdev: &str,
-    ) -> Result<(Descriptor, BaseChannel), RpcError> {
+    fn take_base(self: &Rc<Self>, params: &ThinPoolCreate, bdev: &str) -> Result<Base, RpcError> {
         let registry = Rc::downgrade(self);
         let (pool, removed) = (params.name.clone(), bdev.to_owned());
         let events = move |event| {

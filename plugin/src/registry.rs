@@ -4,6 +4,7 @@
 //! base bdevs appear. When a base bdev goes, the pool's bdevs are unregistered and the pool closes; it
 //! stays declared, and opens again when the bdev comes back.
 
+use crate::bases::{self, BaseClosed};
 use crate::eras::EraEntry;
 use crate::export::ExportEntry;
 use crate::host::PoolChannel;
@@ -63,10 +64,22 @@ pub struct PoolEntry {
     pub params: ThinPoolCreate,
     /// Its state.
     pub state: PoolState,
-    /// Why it is not open, if an attempt failed.
+    /// Why it is not open, if an attempt failed or a base bdev went.
     pub failure: Option<String>,
-    closing: bool,
-    waiters: Vec<oneshot::Sender<()>>,
+    /// A base bdev is going: it is to close until that is back.
+    pub closing: bool,
+    /// Its base bdevs while it is open.
+    pub bases: Vec<BaseClosed>,
+    /// Dropped when it is no longer being opened.
+    pub waiters: Vec<oneshot::Sender<()>>,
+}
+
+impl PoolEntry {
+    fn can_open(&self) -> bool {
+        matches!(self.state, PoolState::Waiting)
+            && base::exists(&self.params.metadata_bdev)
+            && base::exists(&self.params.data_bdev)
+    }
 }
 
 /// A declared thin bdev.
@@ -140,11 +153,7 @@ impl Module for DmModule {
             .pools
             .borrow()
             .iter()
-            .filter(|(_, entry)| {
-                matches!(entry.state, PoolState::Waiting)
-                    && base::exists(&entry.params.metadata_bdev)
-                    && base::exists(&entry.params.data_bdev)
-            })
+            .filter(|(_, entry)| entry.can_open())
             .map(|(name, _)| name.clone())
             .collect();
         let origins_came = registry.thins_ready();
@@ -160,9 +169,7 @@ impl Module for DmModule {
                 }
             }
             for name in ready {
-                if let Err(error) = registry.open_pool(&name).await {
-                    log::error!("pool '{name}' cannot open: {}", error.message);
-                }
+                registry.open_and_log(&name).await;
             }
             for name in eras {
                 if let Err(error) = registry.open_era(&name).await {
@@ -199,46 +206,6 @@ impl Registry {
             .collect()
     }
 
-    /// Opens a declared pool, and activates what was declared for it.
-    pub async fn open_pool(self: &Rc<Self>, name: &str) -> Result<(), RpcError> {
-        let params = {
-            let mut pools = self.pools.borrow_mut();
-            let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
-            if !matches!(entry.state, PoolState::Waiting) {
-                return Ok(());
-            }
-            entry.state = PoolState::Opening;
-            entry.closing = false;
-            entry.params.clone()
-        };
-        let opened = self.try_open(&params).await;
-        let waiters = {
-            let mut pools = self.pools.borrow_mut();
-            let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
-            entry.failure = opened.as_ref().err().map(|error| error.message.clone());
-            entry.state = match &opened {
-                Ok(open) => PoolState::Open(open.clone()),
-                Err(_) => PoolState::Waiting,
-            };
-            std::mem::take(&mut entry.waiters)
-        };
-        opened?;
-        let declared: Vec<ThinActivate> = self
-            .thins
-            .borrow()
-            .values()
-            .filter(|thin| thin.params.pool == name && !thin.registered)
-            .map(|thin| thin.params.clone())
-            .collect();
-        for thin in declared {
-            if let Err(error) = self.activate(&thin).await {
-                log::error!("{}", error.message);
-            }
-        }
-        drop(waiters);
-        Ok(())
-    }
-
     /// The pool's state, if it is open.
     pub fn open_entry(&self, name: &str) -> Result<Rc<OpenPool>, RpcError> {
         let pools = self.pools.borrow();
@@ -264,22 +231,6 @@ impl Registry {
         }
     }
 
-    /// Waits while a pool is being opened.
-    pub async fn wait_opening(&self, name: &str) {
-        let opening = {
-            let mut pools = self.pools.borrow_mut();
-            match pools.get_mut(name) {
-                Some(entry) if matches!(entry.state, PoolState::Opening) => {
-                    let (tx, rx) = oneshot::channel();
-                    entry.waiters.push(tx);
-                    rx
-                }
-                _ => return,
-            }
-        };
-        let _ = opening.await;
-    }
-
     /// A base bdev is going away: so do the pool's bdevs, and the pool until it comes back.
     pub async fn base_removed(self: Rc<Self>, pool: &str, bdev: &str) {
         {
@@ -287,7 +238,7 @@ impl Registry {
             let Some(entry) = pools.get_mut(pool) else {
                 return;
             };
-            if entry.closing || !matches!(entry.state, PoolState::Open(_)) {
+            if entry.closing || matches!(entry.state, PoolState::Waiting | PoolState::Closing) {
                 return;
             }
             entry.closing = true;
@@ -310,23 +261,14 @@ impl Registry {
         self.close_idle_pools();
     }
 
-    /// A base bdev has another size.
-    pub async fn base_resized(self: Rc<Self>, pool: &str) {
-        // A pool that is not open looks at the sizes when it opens.
-        if let Ok(open) = self.open_entry(pool)
-            && let Err(error) = open.pool.grow().await
-        {
-            log::error!("pool '{pool}' does not follow the size of its bdevs: {error}");
-        }
-    }
-
-    /// Closes a pool without active devices.
+    /// Closes a pool without active devices, and waits until its base bdevs are closed: callers that are
+    /// still being answered and channels of other cores have them open a little longer.
     pub async fn close_pool(self: &Rc<Self>, name: &str) -> Result<(), RpcError> {
-        let open = {
+        let (open, bases) = {
             let mut pools = self.pools.borrow_mut();
             let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
             match std::mem::replace(&mut entry.state, PoolState::Closing) {
-                PoolState::Open(open) => open,
+                PoolState::Open(open) => (open, std::mem::take(&mut entry.bases)),
                 other => {
                     entry.state = other;
                     return Ok(());
@@ -339,25 +281,22 @@ impl Registry {
         if let Err(error) = &closed {
             log::error!("closing pool '{name}': {error}");
         }
-        if let Some(OpenPool {
-            pool,
-            channels,
-            data,
-            metadata,
-            readers,
-        }) = Rc::into_inner(open)
-        {
-            if let Some(channels) = Arc::into_inner(channels) {
-                channels.unregister().await;
+        drop(open);
+        bases::wait_closed(&format!("pool '{name}'"), bases).await;
+        let again = match self.pools.borrow_mut().get_mut(name) {
+            Some(entry) => {
+                entry.state = PoolState::Waiting;
+                std::mem::take(&mut entry.closing) && entry.can_open()
             }
-            drop((pool, data, metadata, readers));
-        }
-        if let Some(entry) = self.pools.borrow_mut().get_mut(name) {
-            entry.state = PoolState::Waiting;
-            entry.closing = false;
-        }
+            None => false,
+        };
         log::info!("pool '{name}' is closed");
         self.finish_if_closed();
+        if again && !self.is_stopping() {
+            // The bdev it was closed for has come back already.
+            let (registry, name) = (self.clone(), name.to_owned());
+            spdk::executor::spawn(async move { registry.open_and_log(&name).await });
+        }
         closed.map_err(|error| RpcError::new(error.errno(), error.to_string()))
     }
 
@@ -430,6 +369,7 @@ impl Registry {
                 state: PoolState::Waiting,
                 failure: None,
                 closing: false,
+                bases: Vec::new(),
                 waiters: Vec::new(),
             },
         );

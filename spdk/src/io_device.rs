@@ -2,7 +2,6 @@
 
 use crate::ffi;
 use crate::thread::Thread;
-use futures::channel::oneshot;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -13,6 +12,7 @@ type Maker<C> = Box<dyn Fn() -> Option<C> + Send + Sync>;
 pub struct IoDevice<C: 'static> {
     raw: *mut c_void,
     maker: *mut Maker<C>,
+    thread: Thread,
 }
 
 // SAFETY: an io_device may be used from any thread; the maker is Send and Sync.
@@ -28,7 +28,7 @@ pub struct IoChannel<C: 'static> {
 }
 
 impl<C: 'static> IoDevice<C> {
-    /// Registers a device. `make` runs on the thread that asks.
+    /// Registers a device, on an SPDK thread. `make` runs on the thread that asks.
     pub fn register(
         name: &str,
         make: impl Fn() -> Option<C> + Send + Sync + 'static,
@@ -44,6 +44,7 @@ impl<C: 'static> IoDevice<C> {
             // SAFETY: made by `create` on this thread, destroyed once.
             drop(unsafe { Box::from_raw(value.cast::<C>()) });
         }
+        let thread = Thread::current()?;
         let maker: *mut Maker<C> = Box::into_raw(Box::new(Box::new(make)));
         // SAFETY: the callbacks fit the maker, which lives until the device is unregistered.
         let raw = unsafe {
@@ -59,7 +60,7 @@ impl<C: 'static> IoDevice<C> {
             drop(unsafe { Box::from_raw(maker) });
             return None;
         }
-        Some(IoDevice { raw, maker })
+        Some(IoDevice { raw, maker, thread })
     }
 
     /// The running thread's value.
@@ -78,24 +79,29 @@ impl<C: 'static> IoDevice<C> {
             _local: PhantomData,
         })
     }
+}
 
-    /// Unregisters the device; completes when all its channels are gone.
-    pub async fn unregister(self) {
-        unsafe extern "C" fn gone(ctx: *mut c_void) {
-            // SAFETY: comes from Box::into_raw below and is used once.
-            let done = unsafe { Box::from_raw(ctx.cast::<oneshot::Sender<()>>()) };
-            let _ = done.send(());
+impl<C> Drop for IoDevice<C> {
+    /// Unregisters the device, on the thread that registered it. Its maker is dropped when all its channels are gone.
+    fn drop(&mut self) {
+        struct Unregistering<C: 'static>(*mut c_void, *mut Maker<C>);
+        // SAFETY: the device is gone for everybody else, so only the message has it; the maker is Send.
+        unsafe impl<C> Send for Unregistering<C> {}
+        impl<C: 'static> Unregistering<C> {
+            fn unregister(self) {
+                // SAFETY: registered once, unregistered once (the device is being dropped).
+                unsafe { ffi::sdm_io_device_unregister(self.0, gone::<C>, self.1.cast()) };
+            }
         }
-        let done = {
-            let (tx, rx) = oneshot::channel::<()>();
-            let ctx = Box::into_raw(Box::new(tx));
-            // SAFETY: registered once, unregistered once (self is consumed).
-            unsafe { ffi::sdm_io_device_unregister(self.raw, gone, ctx.cast()) };
-            rx
-        };
-        let _ = done.await;
-        // SAFETY: no channel is left that could call the maker.
-        drop(unsafe { Box::from_raw(self.maker) });
+        unsafe extern "C" fn gone<C>(ctx: *mut c_void) {
+            // SAFETY: comes from Box::into_raw in `register`; no channel is left that could call it.
+            drop(unsafe { Box::from_raw(ctx.cast::<Maker<C>>()) });
+        }
+        let unregistering = Unregistering(self.raw, self.maker);
+        match self.thread.is_current() {
+            true => unregistering.unregister(),
+            false => self.thread.send(move || unregistering.unregister()),
+        }
     }
 }
 

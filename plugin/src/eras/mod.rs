@@ -10,6 +10,7 @@ mod since;
 mod snap;
 mod vbdev;
 
+use crate::bases::{self, BaseClosed};
 use crate::registry::{Registry, call};
 use bdev::era::{Era, EraStatus, EraTargetError};
 use bdev::errno::Errno;
@@ -37,9 +38,6 @@ pub struct OpenEra {
     /// The metadata snapshot is being let go.
     dropping: Cell<bool>,
 }
-
-/// Resolves when a base bdev is closed.
-type BaseClosed = oneshot::Receiver<()>;
 
 enum EraState {
     Waiting,
@@ -323,7 +321,7 @@ impl Registry {
             }
         };
         self.unexport(&name).await;
-        let closed = close(open, bases).await;
+        let closed = close(&name, open, bases).await;
         let again = {
             let mut eras = self.eras.borrow_mut();
             match eras.get_mut(&name) {
@@ -352,16 +350,17 @@ impl Registry {
 }
 
 /// Closes a target and waits until its base bdevs are closed.
-async fn close(open: Rc<OpenEra>, bases: Vec<BaseClosed>) -> Result<(), EraTargetError> {
+async fn close(
+    name: &str,
+    open: Rc<OpenEra>,
+    bases: Vec<BaseClosed>,
+) -> Result<(), EraTargetError> {
     let closed = open.era.close().await;
     if let Err(error) = &closed {
         log::error!("{error}");
     }
     drop(open);
-    for base in bases {
-        // Ends when the sender is dropped.
-        let _ = base.await;
-    }
+    bases::wait_closed(&format!("era '{name}'"), bases).await;
     closed
 }
 

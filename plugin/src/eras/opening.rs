@@ -2,8 +2,8 @@
 //! registered.
 
 use super::vbdev::EraDriver;
-use super::{BaseClosed, EraState, OpenEra, close, no_era, nr_sectors, refuse};
-use crate::bases::{self, MAX_CACHE_MIB, MIN_METADATA_BYTES};
+use super::{EraState, OpenEra, close, no_era, nr_sectors, refuse};
+use crate::bases::{self, Base, BaseClosed, MAX_CACHE_MIB, MIN_METADATA_BYTES};
 use crate::devices::{DataBdev, MetadataBdev};
 use crate::host::SpdkRuntime;
 use crate::registry::Registry;
@@ -12,7 +12,7 @@ use bdev::errno::Errno;
 use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::params::EraCreate;
-use spdk::base::{BaseChannel, Descriptor, Event, IoKind};
+use spdk::base::{Event, IoKind};
 use spdk::vbdev::{Params, Vbdev};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -65,7 +65,7 @@ impl Registry {
             Ok(vbdev) => vbdev,
             Err(error) => {
                 // Logged there.
-                let _ = close(open, bases).await;
+                let _ = close(name, open, bases).await;
                 return Err(error);
             }
         };
@@ -88,11 +88,9 @@ impl Registry {
                 "era '{name}': a cache of more than {MAX_CACHE_MIB} MiB"
             )));
         }
-        let (metadata, metadata_channel, metadata_closed) =
-            self.take_era_base(params, &params.metadata_bdev, MIN_METADATA_BYTES)?;
-        let (origin, origin_channel, origin_closed) =
-            self.take_era_base(params, &params.origin_bdev, 512)?;
-        let info = origin.info();
+        let metadata = self.take_era_base(params, &params.metadata_bdev, MIN_METADATA_BYTES)?;
+        let origin = self.take_era_base(params, &params.origin_bdev, 512)?;
+        let info = origin.desc.info();
         if let Some(sectors) = params.size_sectors
             && !(sectors * 512).is_multiple_of(u64::from(info.block_bytes))
         {
@@ -110,8 +108,8 @@ impl Registry {
         let era = Era::open(
             config,
             SpdkRuntime::new(),
-            Rc::new(MetadataBdev::new(metadata_channel)),
-            Rc::new(DataBdev::new(origin_channel)),
+            Rc::new(MetadataBdev::new(metadata.channel)),
+            Rc::new(DataBdev::new(origin.channel)),
             info.supports(IoKind::Flush),
         )
         .await
@@ -122,27 +120,24 @@ impl Registry {
         })?;
         let open = OpenEra {
             era,
-            origin,
-            metadata,
+            origin: origin.desc,
+            metadata: metadata.desc,
             readers: Cell::new(0),
             dropping: Cell::new(false),
         };
-        Ok((Rc::new(open), vec![metadata_closed, origin_closed]))
+        Ok((Rc::new(open), vec![metadata.closed, origin.closed]))
     }
 
-    /// Takes a base bdev, and follows what happens to it. The last value resolves when it is closed.
+    /// Takes a base bdev, and follows what happens to it.
     fn take_era_base(
         self: &Rc<Self>,
         params: &EraCreate,
         bdev: &str,
         needed_bytes: u64,
-    ) -> Result<(Descriptor, BaseChannel, BaseClosed), RpcError> {
+    ) -> Result<Base, RpcError> {
         let registry = Rc::downgrade(self);
         let (era, removed) = (params.name.clone(), bdev.to_owned());
-        let (open, closed) = oneshot::channel();
         let events = move |event| {
-            // Dropped with this when the bdev is closed.
-            let _open: &oneshot::Sender<()> = &open;
             let Some(registry) = registry.upgrade() else {
                 return;
             };
@@ -160,8 +155,7 @@ impl Registry {
             }
         };
         let owner = format!("era '{}'", params.name);
-        let (desc, channel) = bases::take(&owner, bdev, needed_bytes, events)?;
-        Ok((desc, channel, closed))
+        bases::take(&owner, bdev, needed_bytes, events)
     }
 
     /// Waits while a target is being opened.
