@@ -232,21 +232,20 @@ impl<T: Target, H: Host> Channel<T, H> {
         if !self.joined.get() {
             return self.park_unmapped(volume, request, io);
         }
-        match T::looks_at(volume, &request) {
-            Some(memory) if self.stage.pays(self.in_flight.get()) => {
-                self.host.prefetch(memory);
-                if self.stage.push(volume, request, io) {
-                    self.map_staged();
-                }
+        if self.stage.pays(self.in_flight.get())
+            && let Some(memory) = T::looks_at(volume, &request)
+        {
+            self.host.prefetch(memory);
+            if self.stage.push(volume, request, io) {
+                self.map_staged();
             }
-            _ => {
-                if request.kind == IoKind::Reset {
-                    // The barrier of a reset is for what was submitted before it.
-                    self.map_staged();
-                }
-                self.map(volume, request, io);
-            }
+            return;
         }
+        if request.kind == IoKind::Reset {
+            // The barrier of a reset is for what was submitted before it.
+            self.map_staged();
+        }
+        self.map(volume, request, io);
     }
 
     fn map_staged(&self) {

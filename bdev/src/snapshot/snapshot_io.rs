@@ -8,9 +8,9 @@ use super::exceptions::Place;
 use super::map::{SnapshotTarget, State};
 use super::owner::{Origin, Snapshot};
 use super::table::StoreKind;
-use super::waits::yield_now;
 use crate::channel::Deferred;
 use crate::errno::Errno;
+use crate::runtime::yield_now;
 use crate::target::IoKind;
 use std::rc::Rc;
 

@@ -5,7 +5,6 @@ use futures::channel::oneshot;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::task::Poll;
 
 /// Wakes all that wait.
 #[derive(Default)]
@@ -128,17 +127,4 @@ impl Drop for Permit<'_> {
             }
         }
     }
-}
-
-/// Lets other tasks of this core run first.
-pub(super) async fn yield_now() {
-    let mut yielded = false;
-    futures::future::poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

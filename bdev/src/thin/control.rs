@@ -158,9 +158,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         let mut metadata = self.metadata.lock().await;
-        self.commit_locked(&mut metadata)
-            .await
-            .map_err(|errno| self.data_error(errno))?;
+        self.make_ready_by_commit(&mut metadata).await?;
         let result = metadata.reserve_metadata_snap().await;
         self.settle(&mut metadata, result).await
     }
