@@ -11,14 +11,34 @@ use std::cell::RefCell;
 /// Zeroings go in pieces of this size, to bound memory.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// A few buffers kept for the next I/O of their size.
-const KEPT_BUFFERS: usize = 64;
+/// Most bytes of buffers kept for the next I/Os of their size.
+const KEPT_BYTES: usize = 8 << 20;
+
+/// Buffers for the next I/Os: making one costs more than copying what it holds. What a kept buffer holds is
+/// what was in it last, so it is only for what overwrites all of it.
+#[derive(Default)]
+struct Buffers(RefCell<Vec<DmaBuf>>);
+
+impl Buffers {
+    fn take(&self, bytes: usize) -> Option<DmaBuf> {
+        let kept = self.0.borrow_mut().pop();
+        kept.filter(|buf| buf.len() == bytes)
+            .or_else(|| DmaBuf::new(bytes))
+    }
+
+    fn keep(&self, buf: DmaBuf) {
+        let mut kept = self.0.borrow_mut();
+        if (kept.len() + 1) * buf.len() <= KEPT_BYTES {
+            kept.push(buf);
+        }
+    }
+}
 
 /// A bdev holding metadata.
 pub struct MetadataBdev {
     channel: BaseChannel,
     info: Info,
-    buffers: RefCell<Vec<DmaBuf>>,
+    buffers: Buffers,
 }
 
 impl MetadataBdev {
@@ -27,21 +47,13 @@ impl MetadataBdev {
         MetadataBdev {
             info: channel.descriptor().info(),
             channel,
-            buffers: RefCell::default(),
+            buffers: Buffers::default(),
         }
     }
 
     fn buffer(&self) -> Result<DmaBuf, DeviceError> {
-        let kept = self.buffers.borrow_mut().pop();
-        kept.or_else(|| DmaBuf::new(BLOCK_BYTES))
-            .ok_or(DeviceError { errno: 12 })
-    }
-
-    fn keep(&self, buf: DmaBuf) {
-        let mut buffers = self.buffers.borrow_mut();
-        if buffers.len() < KEPT_BUFFERS {
-            buffers.push(buf);
-        }
+        let errno = Errno::ENOMEM.0;
+        self.buffers.take(BLOCK_BYTES).ok_or(DeviceError { errno })
     }
 
     fn offset(&self, block: u64) -> u64 {
@@ -68,7 +80,7 @@ impl BlockDevice for MetadataBdev {
             .await
             .map_err(device_error)?;
         buf.copy_from_slice(&dma);
-        self.keep(dma);
+        self.buffers.keep(dma);
         Ok(())
     }
 
@@ -80,7 +92,7 @@ impl BlockDevice for MetadataBdev {
             .write(dma, self.offset(block))
             .await
             .map_err(device_error)?;
-        self.keep(dma);
+        self.buffers.keep(dma);
         Ok(())
     }
 
@@ -104,6 +116,7 @@ async fn flush(channel: &BaseChannel, info: &Info) -> Result<(), i32> {
 pub struct DataBdev {
     channel: BaseChannel,
     info: Info,
+    buffers: Buffers,
 }
 
 impl DataBdev {
@@ -112,6 +125,7 @@ impl DataBdev {
         DataBdev {
             info: channel.descriptor().info(),
             channel,
+            buffers: Buffers::default(),
         }
     }
 
@@ -168,7 +182,8 @@ impl DataDevice for DataBdev {
     }
 
     async fn read(&self, offset_sectors: u64, len_sectors: u64) -> Result<Contents, Errno> {
-        let buf = DmaBuf::new((len_sectors * SECTOR_BYTES) as usize).ok_or(Errno::ENOMEM)?;
+        let bytes = (len_sectors * SECTOR_BYTES) as usize;
+        let buf = self.buffers.take(bytes).ok_or(Errno::ENOMEM)?;
         let buf = self.channel.read(buf, self.blocks(offset_sectors)).await;
         Ok(Box::new(buf.map_err(Errno)?))
     }
@@ -176,7 +191,8 @@ impl DataDevice for DataBdev {
     async fn write(&self, offset_sectors: u64, contents: Contents) -> Result<(), Errno> {
         let buf = contents.downcast::<DmaBuf>().map_err(|_| Errno::EINVAL)?;
         let written = self.channel.write(*buf, self.blocks(offset_sectors)).await;
-        written.map(drop).map_err(Errno)
+        self.buffers.keep(written.map_err(Errno)?);
+        Ok(())
     }
 
     async fn discard(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno> {
