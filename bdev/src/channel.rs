@@ -8,12 +8,14 @@
 //! I/Os that look into much memory are *staged* and mapped several at a time (module `stage`).
 
 use crate::errno::Errno;
+pub use crate::parked::Parked;
+use crate::parked::{Batch, Forwarded, ParkedIos, Slot};
 use crate::stage::Stage;
 use crate::target::{BaseId, IoKind, Map, Request, Target};
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -76,10 +78,6 @@ const OWNER_WAITS: u64 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub u64);
 
-/// Names a parked I/O on its channel; never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Parked(u64);
-
 /// An I/O the owner has to resolve. The I/O itself stays parked on its channel.
 pub struct Deferred<T: Target> {
     /// Where it is parked.
@@ -106,25 +104,23 @@ pub enum ToOwner<T: Target> {
 pub enum ToChannel {
     /// From now on barriers include this channel: it may map.
     Joined,
-    /// Map the I/O again.
-    Retry(Parked),
-    /// Answer the I/O.
-    Complete(Parked, Result<(), Errno>),
-    /// Send the I/O to this place, report, and wait for [`ToChannel::Complete`].
-    ForwardTo(Parked, BaseId, u64, oneshot::Sender<Result<(), Errno>>),
+    /// What becomes of parked I/Os.
+    Answers(Vec<(Parked, Answer)>),
+    /// Send these I/Os to these blocks of a base device, report each, and wait for an [`Answer`].
+    Forward(BaseId, Vec<(Parked, u64)>, mpsc::UnboundedSender<Forwarded>),
     /// Answer once everything mapped before this message has finished.
     Barrier(oneshot::Sender<()>),
     /// Answer at once: what was published before is seen by everything mapped from now on.
     Quiesce(oneshot::Sender<()>),
 }
 
-enum Slot<T: Target, I> {
-    /// Not mapped yet, or waiting for the owner's verdict.
-    Waiting(Arc<T::Volume>, Request, I),
-    /// On its way to a base device at the owner's order.
-    Forwarding(oneshot::Sender<Result<(), Errno>>),
-    /// Back from the base device, waiting for the owner to make it reachable.
-    Returned(I),
+/// What becomes of a parked I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It is mapped again.
+    Retry,
+    /// It is completed.
+    Complete(Result<(), Errno>),
 }
 
 /// A core's own handle on a volume: cloned without touching memory that other cores write.
@@ -146,11 +142,9 @@ pub struct Channel<T: Target, H: Host> {
     in_flight: Cell<u64>,
     /// Closed epochs with I/O still in flight, oldest first.
     closed: RefCell<VecDeque<Epoch>>,
-    /// Parked I/O by name; ordered, so that it is looked through in order of arrival.
-    parked: RefCell<BTreeMap<Parked, Slot<T, H::Io>>>,
-    next_parked: Cell<u64>,
-    /// I/O sent at the owner's order, by the I/O's identity.
-    forwarding: RefCell<BTreeMap<u64, Parked>>,
+    parked: ParkedIos<T::Volume, H::Io>,
+    /// Batches of which some writes are back that the owner does not know of.
+    to_tell: RefCell<Vec<Rc<Batch>>>,
     stage: Stage<T, H::Io>,
 }
 
@@ -172,9 +166,8 @@ impl<T: Target, H: Host> Channel<T, H> {
             epoch: Cell::new(0),
             in_flight: Cell::new(0),
             closed: RefCell::new(VecDeque::new()),
-            parked: RefCell::new(BTreeMap::new()),
-            next_parked: Cell::new(0),
-            forwarding: RefCell::new(BTreeMap::new()),
+            parked: ParkedIos::new(),
+            to_tell: RefCell::default(),
             stage: Stage::new(),
         });
         (channel, rx)
@@ -186,6 +179,7 @@ impl<T: Target, H: Host> Channel<T, H> {
         poll_fn(|context| {
             self.stage.is_served_by(context.waker());
             self.map_staged();
+            self.tell_batches();
             loop {
                 match ready!(rx.poll_next_unpin(context)) {
                     Some(message) => self.handle(message),
@@ -196,6 +190,7 @@ impl<T: Target, H: Host> Channel<T, H> {
         .await;
         self.stage.is_not_served();
         self.map_staged();
+        self.tell_batches();
         // The owner is gone without an answer: nothing parked may hang.
         self.fail_parked(Errno::ENODEV);
     }
@@ -218,7 +213,7 @@ impl<T: Target, H: Host> Channel<T, H> {
 
     /// I/O waiting for the owner, or to be mapped.
     pub fn nr_parked(&self) -> usize {
-        self.parked.borrow().len() + self.stage.len()
+        self.parked.len() + self.stage.len()
     }
 
     /// Tells the owner that this channel is going away. Nothing may be in flight or parked.
@@ -311,15 +306,20 @@ impl<T: Target, H: Host> Channel<T, H> {
     /// A forwarded I/O came back from its base device. The hot path's second half.
     #[inline]
     pub fn forwarded(&self, io: H::Io, ticket: Ticket, result: Result<(), Errno>) {
-        if ticket.0 >> 1 == self.epoch.get() {
-            self.in_flight.set(self.in_flight.get() - 1);
-        } else {
-            self.leave_closed_epoch(ticket.0 >> 1);
-        }
         if ticket.0 & OWNER_WAITS == 0 {
+            self.leave_epoch(ticket.0 >> 1);
             self.host.complete(io, result);
         } else {
-            self.report(io, result);
+            self.report(io, Parked::from_raw(ticket.0 >> 1), result);
+        }
+    }
+
+    #[inline]
+    fn leave_epoch(&self, number: u64) {
+        if number == self.epoch.get() {
+            self.in_flight.set(self.in_flight.get() - 1);
+        } else {
+            self.leave_closed_epoch(number);
         }
     }
 
@@ -330,20 +330,24 @@ impl<T: Target, H: Host> Channel<T, H> {
             self.host.complete(io, Err(Errno::ECANCELED));
             return true;
         }
-        let found = self
-            .parked
-            .borrow()
-            .iter()
-            .find_map(|(name, slot)| match slot {
-                Slot::Waiting(_, _, io) if self.host.id(io) == io_id => Some(*name),
-                _ => None,
-            });
-        let Some(name) = found else { return false };
-        let slot = self.parked.borrow_mut().remove(&name);
-        if let Some(Slot::Waiting(_, _, io)) = slot {
-            self.host.complete(io, Err(Errno::ECANCELED));
+        let found = self.parked.find_waiting(|io| self.host.id(io) == io_id);
+        match found.and_then(|name| self.take_waiting(name)) {
+            Some((_, _, io)) => {
+                self.host.complete(io, Err(Errno::ECANCELED));
+                true
+            }
+            None => false,
         }
-        true
+    }
+
+    fn take_waiting(&self, name: Parked) -> Option<(Arc<T::Volume>, Request, H::Io)> {
+        let slot = self
+            .parked
+            .take_if(name, |slot| matches!(slot, Slot::Waiting(..)))?;
+        match slot {
+            Slot::Waiting(volume, request, io) => Some((volume, request, io)),
+            _ => None,
+        }
     }
 
     #[cold]
@@ -351,20 +355,16 @@ impl<T: Target, H: Host> Channel<T, H> {
         if self.to_owner.is_closed() {
             return self.host.complete(io, Err(Errno::ENODEV));
         }
-        self.park(volume, request, io);
-    }
-
-    fn park(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io) -> Parked {
-        let name = Parked(self.next_parked.get());
-        self.next_parked.set(name.0 + 1);
-        self.parked
-            .borrow_mut()
-            .insert(name, Slot::Waiting(volume.clone(), request, io));
-        name
+        if let Err(io) = self.parked.park(volume, request, io) {
+            self.host.complete(io, Err(Errno::ENOMEM));
+        }
     }
 
     fn defer(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io) {
-        let parked = self.park(volume, request, io);
+        let parked = match self.parked.park(volume, request, io) {
+            Ok(parked) => parked,
+            Err(io) => return self.host.complete(io, Err(Errno::ENOMEM)),
+        };
         let sent = self.to_owner.unbounded_send(ToOwner::Deferred(Deferred {
             channel: self.id,
             parked,
@@ -380,22 +380,30 @@ impl<T: Target, H: Host> Channel<T, H> {
         match message {
             ToChannel::Joined => {
                 self.joined.set(true);
-                let early = std::mem::take(&mut *self.parked.borrow_mut());
-                for slot in early.into_values() {
+                for slot in self.parked.take_all() {
                     if let Slot::Waiting(volume, request, io) = slot {
                         self.map(&volume, request, io);
                     }
                 }
             }
-            ToChannel::Retry(name) => {
-                let slot = self.parked.borrow_mut().remove(&name);
-                if let Some(Slot::Waiting(volume, request, io)) = slot {
-                    self.map(&volume, request, io);
+            ToChannel::Answers(answers) => {
+                for (name, answer) in answers {
+                    match answer {
+                        Answer::Retry => {
+                            if let Some((volume, request, io)) = self.take_waiting(name) {
+                                self.map(&volume, request, io);
+                            }
+                        }
+                        Answer::Complete(result) => self.complete_parked(name, result),
+                    }
                 }
             }
-            ToChannel::Complete(name, result) => self.complete_parked(name, result),
-            ToChannel::ForwardTo(name, base, block, report) => {
-                self.forward_parked(name, base, block, report);
+            ToChannel::Forward(base, places, report) => {
+                let names = places.iter().map(|(name, _)| *name).collect();
+                let batch = Batch::new(names, report);
+                for (at, (name, block)) in places.into_iter().enumerate() {
+                    self.forward_parked(name, base, block, &batch, at);
+                }
             }
             ToChannel::Barrier(done) => self.close_epoch(done),
             ToChannel::Quiesce(done) => {
@@ -406,51 +414,71 @@ impl<T: Target, H: Host> Channel<T, H> {
 
     /// An aborted I/O is no longer parked: then there is nothing to answer.
     fn complete_parked(&self, name: Parked, result: Result<(), Errno>) {
-        let slot = self.parked.borrow_mut().remove(&name);
+        let slot = self
+            .parked
+            .take_if(name, |slot| !matches!(slot, Slot::Forwarding(..)));
         if let Some(Slot::Waiting(_, _, io) | Slot::Returned(io)) = slot {
             self.host.complete(io, result);
         }
     }
 
-    fn forward_parked(
-        &self,
-        name: Parked,
-        base: BaseId,
-        block: u64,
-        report: oneshot::Sender<Result<(), Errno>>,
-    ) {
-        let slot = self.parked.borrow_mut().remove(&name);
-        let Some(Slot::Waiting(_, request, io)) = slot else {
+    fn forward_parked(&self, name: Parked, base: BaseId, block: u64, batch: &Rc<Batch>, at: usize) {
+        let epoch = self.epoch.get();
+        let found = self.parked.exchange(name, |slot| {
+            if !matches!(slot, Slot::Waiting(..)) {
+                return None;
+            }
+            match std::mem::replace(slot, Slot::Forwarding(batch.clone(), at, epoch)) {
+                Slot::Waiting(_, request, io) => Some((request, io)),
+                _ => None,
+            }
+        });
+        let Some((request, io)) = found else {
             // Aborted meanwhile: the place it was meant for stays unused.
-            let _ = report.send(Err(Errno::ECANCELED));
-            return;
+            return self.finish_in_batch(batch, at, Err(Errno::ECANCELED));
         };
         debug_assert_eq!(request.kind, IoKind::Write);
-        self.parked
-            .borrow_mut()
-            .insert(name, Slot::Forwarding(report));
-        self.forwarding.borrow_mut().insert(self.host.id(&io), name);
         self.in_flight.set(self.in_flight.get() + 1);
-        self.host
-            .forward(io, base, block, Ticket(self.epoch.get() << 1 | OWNER_WAITS));
+        let ticket = Ticket(name.into_raw() << 1 | OWNER_WAITS);
+        self.host.forward(io, base, block, ticket);
     }
 
-    #[cold]
-    fn report(&self, io: H::Io, result: Result<(), Errno>) {
-        let name = self.forwarding.borrow_mut().remove(&self.host.id(&io));
-        let slot = name.and_then(|name| {
-            self.parked
-                .borrow_mut()
-                .remove(&name)
-                .map(|slot| (name, slot))
+    /// A write that the owner has had sent to a place is back.
+    fn report(&self, io: H::Io, name: Parked, result: Result<(), Errno>) {
+        let mut io = Some(io);
+        let found = self.parked.exchange(name, |slot| match slot {
+            Slot::Forwarding(batch, at, epoch) => {
+                let found = (batch.clone(), *at, *epoch);
+                *slot = Slot::Returned(io.take()?);
+                Some(found)
+            }
+            _ => None,
         });
-        let Some((name, Slot::Forwarding(report))) = slot else {
-            return self.host.complete(io, Err(Errno::EIO));
-        };
-        self.parked.borrow_mut().insert(name, Slot::Returned(io));
-        if report.send(result).is_err() {
-            // The owner gave up: the data is nowhere reachable.
-            self.complete_parked(name, Err(Errno::EIO));
+        match (found, io) {
+            (Some((batch, at, epoch)), _) => {
+                self.leave_epoch(epoch);
+                self.finish_in_batch(&batch, at, result);
+            }
+            (None, Some(io)) => self.host.complete(io, Err(Errno::EIO)),
+            (None, None) => {}
+        }
+    }
+
+    fn finish_in_batch(&self, batch: &Rc<Batch>, at: usize, result: Result<(), Errno>) {
+        if batch.finish(at, result) {
+            self.to_tell.borrow_mut().push(batch.clone());
+            if !self.stage.wake() {
+                self.tell_batches();
+            }
+        }
+    }
+
+    fn tell_batches(&self) {
+        for batch in self.to_tell.take() {
+            // What an owner gave up is nowhere reachable.
+            for name in batch.tell().err().unwrap_or_default() {
+                self.complete_parked(name, Err(Errno::EIO));
+            }
         }
     }
 
@@ -494,8 +522,7 @@ impl<T: Target, H: Host> Channel<T, H> {
     }
 
     fn fail_parked(&self, errno: Errno) {
-        let parked = std::mem::take(&mut *self.parked.borrow_mut());
-        for slot in parked.into_values() {
+        for slot in self.parked.take_all() {
             if let Slot::Waiting(_, _, io) | Slot::Returned(io) = slot {
                 self.host.complete(io, Err(errno));
             }

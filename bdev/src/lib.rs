@@ -12,6 +12,7 @@ pub mod era;
 pub mod errno;
 pub mod locks;
 pub mod owner;
+mod parked;
 pub mod runtime;
 pub mod snapshot;
 mod stage;

@@ -55,6 +55,17 @@ impl<T: Target, I> Stage<T, I> {
         }
     }
 
+    /// Wakes the task. False: there is none.
+    pub fn wake(&self) -> bool {
+        match &*self.task.borrow() {
+            Some(task) => {
+                task.wake_by_ref();
+                true
+            }
+            None => false,
+        }
+    }
+
     /// No task does any more.
     pub fn is_not_served(&self) {
         self.task.take();
@@ -80,13 +91,7 @@ impl<T: Target, I> Stage<T, I> {
             staged.len()
         };
         match nr_staged {
-            1 => match &*self.task.borrow() {
-                Some(task) => {
-                    task.wake_by_ref();
-                    false
-                }
-                None => true,
-            },
+            1 => !self.wake(),
             many => many >= MOST,
         }
     }

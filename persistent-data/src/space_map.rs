@@ -345,6 +345,30 @@ impl SpaceMap {
         Ok(block)
     }
 
+    /// Hands out so many free blocks, as [`SpaceMap::reserve`] does; fewer, perhaps none, when that fails.
+    pub async fn reserve_some(&self, tm: &TransactionManager, wanted: usize) -> Vec<u64> {
+        let mut blocks = Vec::with_capacity(wanted);
+        while blocks.len() < wanted {
+            // The first is looked for everywhere; the others where it was found.
+            let Ok(first) = self.reserve(tm).await else {
+                break;
+            };
+            blocks.push(first);
+            let end = (first / ENTRIES_PER_BITMAP + 1) * ENTRIES_PER_BITMAP;
+            let range = first + 1..end.min(self.nr_blocks.get());
+            let more = wanted - blocks.len();
+            let Ok(found) = self.search(tm, range, true, more).await else {
+                break;
+            };
+            if let Some(last) = found.last() {
+                self.cursor.set(last + 1);
+            }
+            self.held.borrow_mut().extend(&found);
+            blocks.extend(found);
+        }
+        blocks
+    }
+
     /// Gives a reserved block its first reference.
     pub fn claim_reserved(&self, block: u64) {
         self.unhold(block);
@@ -355,22 +379,25 @@ impl SpaceMap {
         let cursor = self.cursor.get().min(self.nr_blocks.get());
         for trust_hints in [true, false] {
             for range in [cursor..self.nr_blocks.get(), 0..cursor] {
-                if let Some(block) = self.search(tm, range, trust_hints).await? {
+                if let Some(block) = self.search(tm, range, trust_hints, 1).await?.first() {
                     self.cursor.set(block + 1);
-                    return Ok(block);
+                    return Ok(*block);
                 }
             }
         }
         Err(Error::NoSpace)
     }
 
+    /// Free blocks of a range in order, as many as are wanted or there are.
     async fn search(
         &self,
         tm: &TransactionManager,
         range: std::ops::Range<u64>,
         trust_hints: bool,
-    ) -> Result<Option<u64>> {
-        let mut block = range.start;
+        wanted: usize,
+    ) -> Result<Vec<u64>> {
+        let mut free = Vec::new();
+        let mut block = if wanted == 0 { range.end } else { range.start };
         while block < range.end {
             let i = block / ENTRIES_PER_BITMAP;
             let base = i * ENTRIES_PER_BITMAP;
@@ -389,14 +416,17 @@ impl SpaceMap {
                     if !self.differences.borrow().contains_key(&candidate)
                         && !self.held.borrow().contains(&candidate)
                     {
-                        return Ok(Some(candidate));
+                        free.push(candidate);
+                        if free.len() >= wanted {
+                            return Ok(free);
+                        }
                     }
                     entry = found + 1;
                 }
             }
             block = end;
         }
-        Ok(None)
+        Ok(free)
     }
 
     /// Whether so much has been counted that it should be applied before the commit.

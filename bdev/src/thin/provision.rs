@@ -11,12 +11,12 @@ use super::map::{DATA, PoolMode, Thin, ThinDev};
 use super::metadata::ThinMetadata;
 use super::pool::Pool;
 use super::worker::{NotWritable, Outcome};
-use crate::channel::Deferred;
+use crate::channel::{Answer, Deferred};
 use crate::errno::Errno;
 use crate::locks::BlockGuard;
 use crate::target::IoKind;
 use futures::FutureExt;
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::stream::{FuturesUnordered, Stream, StreamExt, select};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -85,42 +85,59 @@ impl Pool {
 
     /// Makes the blocks of these writes, all of one device, writable.
     pub(super) async fn provision(self: Rc<Self>, writes: Vec<FirstWrite>) {
-        let mut filling = FuturesUnordered::new();
+        let (mut whole, filling) = (Vec::new(), FuturesUnordered::new());
         let mut answers = Vec::with_capacity(writes.len());
         {
             let mut metadata = self.metadata.lock().await;
+            let mut new = match self.shared.mode() {
+                PoolMode::Write => metadata.alloc_data_blocks(writes.len()).await,
+                _ => Vec::new(),
+            }
+            .into_iter();
             for first in writes {
-                let new = match self.shared.mode() {
-                    PoolMode::Write => metadata.alloc_data_block().await.ok(),
-                    _ => None,
-                };
-                match new {
+                match new.next() {
                     // Why is found out there.
                     None => self.hand_over(first),
+                    Some(new) if first.whole => whole.push((first, new)),
                     Some(new) if self.needs_filling(&first) => {
                         filling.push(self.fill(first, new));
                     }
                     Some(new) => {
-                        answers.push(
-                            self.insert_filled(&mut metadata, (first, new, Ok(())))
-                                .await,
-                        );
+                        let filled = (first, new, Ok(()));
+                        answers.push(self.insert_filled(&mut metadata, filled).await);
                     }
                 }
             }
             self.check_low_water(&metadata);
         }
         self.answer_all(answers);
-        while let Some(filled) = filling.next().await {
-            let mut answers = Vec::new();
+        let written = self.write_whole(whole);
+        let mut filled = select(written, filling.ready_chunks(MOST));
+        while let Some(filled) = filled.next().await {
+            let mut answers = Vec::with_capacity(filled.len());
             let mut metadata = self.metadata.lock().await;
-            answers.push(self.insert_filled(&mut metadata, filled).await);
-            while let Some(Some(filled)) = filling.next().now_or_never() {
+            for filled in filled {
                 answers.push(self.insert_filled(&mut metadata, filled).await);
             }
             drop(metadata);
             self.answer_all(answers);
         }
+    }
+
+    /// Has whole blocks written in place of what would fill them.
+    fn write_whole(&self, whole: Vec<(FirstWrite, u64)>) -> impl Stream<Item = Vec<Filled>> {
+        let per_block = self.shared.logical_per_block();
+        let writes = whole
+            .into_iter()
+            .map(|(first, new)| ((first, new), new * per_block))
+            .collect();
+        let written = self
+            .channels
+            .forward_all(DATA, writes, |(first, _)| &first.write);
+        written.map(|written| {
+            let filled = |((first, new), result)| (first, new, result);
+            written.into_iter().map(filled).collect()
+        })
     }
 
     /// Has a block resolved by itself.
@@ -144,21 +161,13 @@ impl Pool {
     }
 
     fn needs_filling(&self, first: &FirstWrite) -> bool {
-        first.whole
-            || first.old.is_some()
+        first.old.is_some()
             || !self.config.skip_block_zeroing
             || first.dev.origin_logical_blocks > 0
     }
 
     async fn fill(&self, first: FirstWrite, new: u64) -> Filled {
-        let filled = if first.whole {
-            let base_block = new * self.shared.logical_per_block();
-            self.channels
-                .forward_to(&first.write, DATA, base_block)
-                .await
-        } else {
-            self.prepare(&first.dev, first.block, first.old, new).await
-        };
+        let filled = self.prepare(&first.dev, first.block, first.old, new).await;
         (first, new, filled)
     }
 
@@ -177,6 +186,8 @@ impl Pool {
     }
 
     fn answer_all(&self, answers: Vec<(FirstWrite, Result<(), NotWritable>)>) {
+        let mut joined = Vec::new();
+        let mut direct = Vec::with_capacity(answers.len());
         for (first, made) in answers {
             let FirstWrite {
                 dev,
@@ -187,18 +198,30 @@ impl Pool {
                 ..
             } = first;
             drop(guard);
-            let joined = self.pending.borrow_mut().remove(&(dev.id, block));
-            let joined = joined.unwrap_or_default();
-            if whole {
-                self.channels
-                    .complete(&write, made.map_err(NotWritable::errno));
-                // An error of this write says nothing about the others: they are mapped again.
-                self.answer(joined, Outcome::Retry);
-                continue;
+            let waiting = self.pending.borrow_mut().remove(&(dev.id, block));
+            let waiting = waiting.unwrap_or_default();
+            match (whole, made) {
+                (true, made) => {
+                    let result = made.map_err(NotWritable::errno);
+                    direct.push((write, Answer::Complete(result)));
+                    // An error of this write says nothing about the others: they are mapped again.
+                    joined.push((waiting, Outcome::Retry));
+                }
+                (false, Ok(())) => {
+                    direct.push((write, Answer::Retry));
+                    joined.push((waiting, Outcome::Retry));
+                }
+                (false, made) => {
+                    let outcome = Outcome::from(made);
+                    self.answer([write], outcome);
+                    joined.push((waiting, outcome));
+                }
             }
-            let outcome = Outcome::from(made);
-            self.answer([write], outcome);
-            self.answer(joined, outcome);
+        }
+        let direct = direct.iter().map(|(write, answer)| (write, *answer));
+        self.channels.answer_all(direct);
+        for (waiting, outcome) in joined {
+            self.answer(waiting, outcome);
         }
     }
 }

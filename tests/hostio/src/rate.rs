@@ -61,8 +61,13 @@ impl Rate {
         if self.unmap {
             self.pass(disk, What::Write).await?;
         }
+        let before = on_core();
         let (count, seconds) = self.pass(disk, what).await?;
         println!("rate {:.0}", count as f64 / seconds);
+        if let (Some(before), Some(after)) = (before, on_core()) {
+            let seconds = (after - before).as_secs_f64();
+            println!("per second on the core {:.0}", count as f64 / seconds);
+        }
         Ok(())
     }
 
@@ -112,4 +117,12 @@ impl Rate {
         }
         Ok((done.get(), begin.elapsed().as_secs_f64()))
     }
+}
+
+/// How long the calling thread has been on a core: what is left of a rate on a machine that does other things,
+/// too, when all of the work is this thread's. None where the system does not say.
+fn on_core() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let nanos = text.split_whitespace().next()?.parse().ok()?;
+    Some(Duration::from_nanos(nanos))
 }

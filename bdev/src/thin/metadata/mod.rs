@@ -454,6 +454,12 @@ impl ThinMetadata {
         }
     }
 
+    /// Reserves so many free data blocks, as [`ThinMetadata::alloc_data_block`] does; fewer, perhaps none,
+    /// when that fails.
+    pub async fn alloc_data_blocks(&mut self, wanted: usize) -> Vec<u64> {
+        self.data.map().reserve_some(&self.tm, wanted).await
+    }
+
     /// Gives back a reserved data block that got no mapping.
     pub fn free_data_block(&mut self, block: u64) {
         self.data.map().unhold(block);
