@@ -11,6 +11,7 @@
 pub mod array;
 pub mod bitset;
 pub mod block;
+mod block_set;
 pub mod btree;
 pub mod cache;
 pub mod check;

@@ -9,11 +9,12 @@
 //! shadowed. A block is handed out only if it is free both in them and now.
 
 use crate::block::{Kind, get_u32, get_u64, no_rules, put_u32, put_u64};
+use crate::block_set::{BlockSet, Differences};
 use crate::btree::{self, Plain, Value};
 use crate::device::{BLOCK_BYTES, BlockBytes};
 use crate::error::{Error, Result};
 use crate::tm::{SUPERBLOCK, TransactionManager};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use std::cell::{Cell, RefCell};
 
 /// Counts per bitmap block.
@@ -167,12 +168,12 @@ pub struct SpaceMap {
     index: RefCell<Vec<IndexEntry>>,
     committed: RefCell<Vec<IndexEntry>>,
     changed_entries: RefCell<FxHashSet<usize>>,
-    differences: RefCell<FxHashMap<u64, i64>>,
+    differences: RefCell<Differences>,
     /// Blocks gained less blocks lost in this transaction.
     net_allocated: Cell<i64>,
     cursor: Cell<u64>,
     /// Blocks the owner keeps from being allocated, whatever their count.
-    held: RefCell<FxHashSet<u64>>,
+    held: RefCell<BlockSet>,
 }
 
 impl SpaceMap {
@@ -217,7 +218,7 @@ impl SpaceMap {
 
     /// The opposite of [`SpaceMap::hold`].
     pub fn unhold(&self, block: u64) {
-        self.held.borrow_mut().remove(&block);
+        self.held.borrow_mut().remove(block);
     }
 
     /// Whether anything was counted since the last commit.
@@ -272,21 +273,8 @@ impl SpaceMap {
             })
     }
 
-    fn difference(&self, block: u64) -> i64 {
-        self.differences
-            .borrow()
-            .get(&block)
-            .copied()
-            .unwrap_or_default()
-    }
-
     fn add_difference(&self, block: u64, by: i64) {
-        let mut differences = self.differences.borrow_mut();
-        let difference = differences.entry(block).or_default();
-        *difference += by;
-        if *difference == 0 {
-            differences.remove(&block);
-        }
+        self.differences.borrow_mut().add(block, by);
     }
 
     /// The count of a block.
@@ -299,7 +287,7 @@ impl SpaceMap {
                 .await?
                 .ok_or(Error::BadCount { block })?;
         }
-        u32::try_from(i64::from(count) + self.difference(block))
+        u32::try_from(i64::from(count) + self.differences.borrow().get(block))
             .map_err(|_| Error::BadCount { block })
     }
 
@@ -363,8 +351,10 @@ impl SpaceMap {
             if let Some(last) = found.last() {
                 self.cursor.set(last + 1);
             }
-            self.held.borrow_mut().extend(&found);
-            blocks.extend(found);
+            for block in found {
+                self.hold(block);
+                blocks.push(block);
+            }
         }
         blocks
     }
@@ -413,8 +403,8 @@ impl SpaceMap {
                 let mut entry = block - base;
                 while let Some(found) = first_free(&now, &committed, entry, end - base) {
                     let candidate = base + found;
-                    if !self.differences.borrow().contains_key(&candidate)
-                        && !self.held.borrow().contains(&candidate)
+                    if self.differences.borrow().get(candidate) == 0
+                        && !self.held.borrow().contains(candidate)
                     {
                         free.push(candidate);
                         if free.len() >= wanted {
@@ -437,11 +427,10 @@ impl SpaceMap {
     /// Brings the differences into the bitmaps, until there are none.
     pub(crate) async fn apply(&self, tm: &TransactionManager) -> Result<()> {
         loop {
-            let mut blocks: Vec<u64> = self.differences.borrow().keys().copied().collect();
+            let blocks = self.differences.borrow().blocks();
             if blocks.is_empty() {
                 return Ok(());
             }
-            blocks.sort_unstable();
             for group in blocks.chunk_by(|a, b| a / ENTRIES_PER_BITMAP == b / ENTRIES_PER_BITMAP) {
                 self.apply_group(tm, group).await?;
             }
@@ -468,9 +457,10 @@ impl SpaceMap {
                     .ok_or(Error::BadCount { block })?,
                 pair => pair,
             };
-            let Some(difference) = self.differences.borrow_mut().remove(&block) else {
+            let difference = self.differences.borrow_mut().take(block);
+            if difference == 0 {
                 continue;
-            };
+            }
             let new = u32::try_from(i64::from(old) + difference)
                 .map_err(|_| Error::BadCount { block })?;
             store(&mut bitmap.bytes_mut(), e, new.min(3));
