@@ -84,9 +84,9 @@ impl Host for SpdkHost {
 }
 
 /// A target's channel of one core.
-pub struct TargetChannel<T: Target> {
+pub struct TargetChannel<T: Target, H: Host = SpdkHost> {
     /// The engine.
-    pub engine: Rc<Channel<T, SpdkHost>>,
+    pub engine: Rc<Channel<T, H>>,
 }
 
 /// A pool's, shared by its thin bdevs.
@@ -97,12 +97,21 @@ pub type EraChannel = TargetChannel<EraTarget>;
 
 static NEXT_CHANNEL: AtomicU64 = AtomicU64::new(0);
 
-impl<T: Target> TargetChannel<T> {
-    /// Makes the running thread's channel and starts its message loop.
-    pub fn new(data: &Descriptor, owner: UnboundedSender<ToOwner<T>>) -> Option<Self> {
-        let host = SpdkHost {
+impl SpdkHost {
+    /// On the running thread.
+    pub fn new(data: &Descriptor) -> Option<Self> {
+        Some(SpdkHost {
             data: data.channel()?,
-        };
+        })
+    }
+}
+
+impl<T: Target, H: Host> TargetChannel<T, H>
+where
+    H::Io: From<BdevIo>,
+{
+    /// Makes the running thread's channel and starts its message loop.
+    pub fn new(host: H, owner: UnboundedSender<ToOwner<T>>) -> Option<Self> {
         let id = ChannelId(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));
         let (engine, messages) = Channel::new(id, host, owner);
         executor::spawn(engine.clone().run(messages)).then_some(TargetChannel { engine })
@@ -137,14 +146,15 @@ impl<T: Target> TargetChannel<T> {
             offset_blocks,
             nr_blocks,
         };
-        self.engine.submit(volume, request, io);
+        self.engine.submit(volume, request, io.into());
     }
 
     /// An I/O came back from a base bdev.
     #[inline]
     pub fn forwarded(&self, io: BdevIo, ticket: u64, ok: bool) {
         let result = if ok { Ok(()) } else { Err(Errno::EIO) };
-        self.engine.forwarded(io, Ticket::from_raw(ticket), result);
+        let ticket = Ticket::from_raw(ticket);
+        self.engine.forwarded(io.into(), ticket, result);
     }
 }
 
@@ -155,7 +165,7 @@ pub const ALWAYS_TAKEN: u32 = IoKind::Read.bit()
     | IoKind::Reset.bit()
     | IoKind::Abort.bit();
 
-impl<T: Target> Drop for TargetChannel<T> {
+impl<T: Target, H: Host> Drop for TargetChannel<T, H> {
     fn drop(&mut self) {
         self.engine.leave();
     }

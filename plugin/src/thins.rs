@@ -66,6 +66,7 @@ impl Registry {
                 optimal_boundary_blocks: boundary,
                 write_cache: true,
                 uuid: [0; 16],
+                buffers_first: false,
             },
             ThinDriver {
                 dev: dev.clone(),

@@ -1,7 +1,7 @@
 //! An era bdev as SPDK sees it.
 
 use super::saved;
-use crate::host::{ALWAYS_TAKEN, EraChannel};
+use crate::host::{ALWAYS_TAKEN, EraChannel, SpdkHost};
 use crate::registry::{call, registry};
 use bdev::channel::{ToOwner, VolumeHandle};
 use bdev::era::{Era, EraDev, EraTarget};
@@ -58,7 +58,7 @@ impl Driver for EraDriver {
         let origin = self.origin().clone()?;
         Some(EraBdevChannel {
             dev: Rc::new(self.dev.clone()),
-            target: EraChannel::new(&origin, self.owner.clone())?,
+            target: EraChannel::new(SpdkHost::new(&origin)?, self.owner.clone())?,
         })
     }
 
