@@ -127,6 +127,11 @@ impl Origin {
         Ok(now)
     }
 
+    /// Whether a merge has not ended: the origin shows the content of its store.
+    pub fn is_merging(&self) -> bool {
+        self.merge().is_some_and(|merge| merge.shown().is_some())
+    }
+
     /// Most bytes merged per second from now on; 0: as many as can be.
     pub fn set_merge_rate(&self, bytes_per_second: u64) {
         self.merge_bytes_per_second.set(bytes_per_second);

@@ -247,4 +247,15 @@ impl Target for SnapshotTarget {
             Volume::Snapshot(dev) => dev.map(request),
         }
     }
+
+    /// Of a snapshot; what an origin looks at is a bit per chunk.
+    #[inline]
+    fn looks_at<'a>(volume: &'a Volume, request: &Request) -> Option<&'a AtomicU64> {
+        match (volume, request.kind) {
+            (Volume::Snapshot(dev), IoKind::Read | IoKind::Write) => {
+                dev.exceptions.cell(request.offset_blocks)
+            }
+            _ => None,
+        }
+    }
 }
