@@ -2,11 +2,15 @@
 //!
 //! The I/O is answered when all its parts are, with the error of one that has failed. Relies on the bdev
 //! being registered with `buffers_first`.
+//!
+//! A large I/O has many parts. Only some are under way at a time on a thread: they would fill the queue of a
+//! base bdev for everybody else, and SPDK v20.07 does not always recover when that of an AIO bdev is full.
 
 use crate::base::BaseChannel;
 use crate::ffi;
 use crate::vbdev::BdevIo;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::rc::Rc;
 
@@ -25,8 +29,17 @@ impl Drop for Whole {
     }
 }
 
+/// Most parts under way on a thread.
+const MOST: usize = 64;
+
+/// What the thread does next with its parts.
+type Next = Box<dyn FnOnce()>;
+
 thread_local! {
     static NEXT_ID: Cell<u64> = const { Cell::new(0) };
+    static UNDER_WAY: Cell<usize> = const { Cell::new(0) };
+    static SENDING: Cell<bool> = const { Cell::new(false) };
+    static WAITING: RefCell<VecDeque<Next>> = const { RefCell::new(VecDeque::new()) };
 }
 
 /// No I/O's own identity, which is an address, has this bit.
@@ -53,7 +66,19 @@ unsafe extern "C" fn part_done<F: FnOnce(Part, bool)>(ctx: *mut c_void, ok: bool
     // SAFETY: `ctx` comes from Box::into_raw in `forward` and is used once.
     let pending = unsafe { Box::from_raw(ctx.cast::<Pending<F>>()) };
     let Pending { part, done, .. } = *pending;
+    UNDER_WAY.set(UNDER_WAY.get().saturating_sub(1));
     done(part, ok);
+    // One that fails at once ends here again: not deeper and deeper.
+    if SENDING.replace(true) {
+        return;
+    }
+    while UNDER_WAY.get() < MOST {
+        let Some(next) = WAITING.with_borrow_mut(VecDeque::pop_front) else {
+            break;
+        };
+        next();
+    }
+    SENDING.set(false);
 }
 
 impl Part {
@@ -105,16 +130,33 @@ impl Part {
         offset_blocks: u64,
         done: F,
     ) {
+        let channel = channel.clone();
+        let waits = UNDER_WAY.get() >= MOST || WAITING.with_borrow(|waiting| !waiting.is_empty());
+        if waits {
+            let next: Next = Box::new(move || self.forward_now(channel, offset_blocks, done));
+            return WAITING.with_borrow_mut(|waiting| waiting.push_back(next));
+        }
+        self.forward_now(channel, offset_blocks, done);
+    }
+
+    fn forward_now<F: FnOnce(Part, bool) + 'static>(
+        self,
+        channel: BaseChannel,
+        offset_blocks: u64,
+        done: F,
+    ) {
         let raw = self.whole.io.borrow().as_ref().map(BdevIo::raw);
         let Some(raw) = raw else {
             return done(self, false);
         };
         let (first_block, nr_blocks) = (self.first_block, self.nr_blocks);
+        let (raw_desc, raw_channel) = (channel.descriptor().raw(), channel.raw());
         let pending = Box::new(Pending {
             part: self,
             done,
-            _channel: channel.clone(),
+            _channel: channel,
         });
+        UNDER_WAY.set(UNDER_WAY.get() + 1);
         // SAFETY: the I/O is not answered while one of its parts is not; channel and descriptor live until
         // `part_done`, which is called once.
         unsafe {
@@ -122,8 +164,8 @@ impl Part {
                 raw,
                 first_block,
                 nr_blocks,
-                channel.descriptor().raw(),
-                channel.raw(),
+                raw_desc,
+                raw_channel,
                 offset_blocks,
                 part_done::<F>,
                 Box::into_raw(pending).cast(),
