@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era run bench bench-pools bench-stalls bench-many bench-charts clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era demo-snapshot run bench bench-pools bench-stalls bench-many bench-charts clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -81,10 +81,13 @@ demo: build ## The main job from an empty machine, step by step
 demo-era: build ## What eras are for: rollback with a cache, incremental backup
 	@$(PYTHON) spdk-config/era-rollback $(DEMO)
 
+demo-snapshot: build ## What snapshots are for: an upgrade of a system rolled back by a merge, killed in the middle
+	@$(PYTHON) spdk-config/snapshot-rollback $(DEMO)
+
 run: build ## As demo, but leaves the target running in the foreground
 	@$(PYTHON) spdk-config/demo --foreground $(DEMO)
 
-bench: build ## bdevperf side by side: thin and era next to passthru, lvol, …; BENCH=--all for everything
+bench: build ## bdevperf side by side: thin, era and snapshots next to passthru, lvol, …; BENCH=--all for everything
 	@$(PYTHON) bench/run $(BENCH)
 
 bench-pools: build ## Time to open pools of 1 M to 128 M mappings, and their memory

@@ -111,6 +111,30 @@ def lvol_with_snapshot():
     return methods + [method('bdev_lvol_snapshot', lvol_name='lvs/x', snapshot_name='s')], bdev
 
 
+def origin(base: dict, *snapshot: dict):
+    """An origin, and what it takes for a snapshot of it."""
+    return [base, *snapshot[:-1], method('snapshot_origin_create', name='x', origin_bdev='data'), *snapshot[-1:]], 'x'
+
+
+def origin_copied():
+    """An origin with a snapshot that has every chunk after a moment of random writes: they are large, and null
+    bdevs cost nothing to copy."""
+    return origin(null(ERA_MIB), method('bdev_null_create', name='cow', num_blocks=2 * ERA_MIB * 2048, block_size=512),
+                  method('snapshot_create', name='s', origin='x', cow_bdev='cow', store='N', chunk_size_sectors=16384))
+
+
+def snapshot_read(mib=MEMORY_MIB * 7 // 8):
+    """A snapshot of which nothing was written since."""
+    methods, _ = origin(malloc(mib=mib), malloc('cow', 64),
+                        method('snapshot_create', name='s', origin='x', cow_bdev='cow', chunk_size_sectors=128))
+    return methods, 's'
+
+
+def origin_to_snapshot(mib=MEMORY_MIB // 2):
+    """An origin, of which snapshots are made by RPC."""
+    return origin(malloc(mib=mib), malloc('cow', mib + 64), method('bdev_get_bdevs', name='x'))
+
+
 # Name: folder -> (configuration, bdev). For bdevperf, everything mapped.
 MAPPED = {
     'null': lambda folder: ([null()], 'data'),
@@ -123,6 +147,11 @@ MAPPED = {
     'thin on null, nothing mapped': lambda folder: thin_unmapped(null()),
     'lvol with a snapshot on malloc': lambda folder: lvol_with_snapshot(),
     'thin with a snapshot on malloc': thin_with_snapshot,
+    'passthru on null, 8 GiB': lambda folder: passthru(null(ERA_MIB)),
+    'origin on null, no snapshot': lambda folder: origin(null(ERA_MIB)),
+    'origin on null, all copied': lambda folder: origin_copied(),
+    'lvol snapshot on malloc': lambda folder: (lvol_with_snapshot()[0], 'lvs/s'),
+    'snapshot on malloc': lambda folder: snapshot_read(),
 }
 
 # Name: () -> (configuration, bdev). Each block written to for the first time.
@@ -131,6 +160,13 @@ EMPTY = {
     'thin lvol': lambda: lvol(thin=True),
     'thin, skip_block_zeroing': lambda: thin_empty(zeroing=False),
     'thin, zeroing': lambda: thin_empty(zeroing=True),
+}
+
+# As EMPTY: half of it is written, a snapshot is made, and it is written again.
+SNAPSHOT = {
+    'thin lvol': EMPTY['thin lvol'],
+    'thin, skip_block_zeroing': EMPTY['thin, skip_block_zeroing'],
+    'origin, chunks of 64 KiB': origin_to_snapshot,
 }
 
 # Name: () -> (configuration, bdev). Everything is written to before it is measured, so that all is marked.

@@ -30,7 +30,7 @@ fn main() {
     let mut build = cc::Build::new();
     build.includes(&includes).opt_level(2).warnings(true);
     build.flag("-Wno-unused-parameter").flag("-D_GNU_SOURCE");
-    for file in ["runtime", "base", "vbdev", "rpc"] {
+    for file in ["runtime", "base", "vbdev", "part", "module", "rpc"] {
         build.file(format!("shim/{file}.c"));
     }
     if app {

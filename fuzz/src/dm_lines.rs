@@ -30,6 +30,11 @@ fn table(name: &str, line: &str) -> Result<(), rpc::RpcError> {
         Table::ThinPool(length, pool) => table::pool_line(*length, pool),
         Table::Thin(thin) => table::thin_line(thin.nr_sectors()?, thin),
         Table::Era(era) => table::era_line(era.size_sectors.unwrap_or(0), era),
+        Table::SnapshotOrigin(length, origin) => table::snapshot_origin_line(*length, origin),
+        Table::Snapshot(length, found) => table::snapshot_line(*length, "snapshot", found),
+        Table::SnapshotMerge(length, found) => {
+            table::snapshot_line(*length, "snapshot-merge", found)
+        }
     };
     let again = table::parse(name, &written).expect("what is written can be read");
     match (parsed, again) {
@@ -41,6 +46,10 @@ fn table(name: &str, line: &str) -> Result<(), rpc::RpcError> {
         }
         (Table::Thin(thin), Table::Thin(thin_again)) => assert_eq!(thin, thin_again),
         (Table::Era(era), Table::Era(era_again)) => assert_eq!(era, era_again),
+        (
+            found @ (Table::SnapshotOrigin(..) | Table::Snapshot(..) | Table::SnapshotMerge(..)),
+            again,
+        ) => assert_eq!(found, again),
         _ => panic!("another target: {written}"),
     }
     Ok(())

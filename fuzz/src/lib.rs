@@ -14,6 +14,7 @@
     reason = "a harness reports by panicking"
 )]
 
+pub mod cow_store;
 pub mod dm_lines;
 pub mod era_metadata;
 pub mod image;
@@ -29,6 +30,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("thin_metadata", thin_metadata::run),
     ("era_metadata", era_metadata::run),
+    ("cow_store", cow_store::run),
     ("persistent_data", persistent_data::run),
     ("json_rpc", json_rpc::run),
     ("dm_lines", dm_lines::run),

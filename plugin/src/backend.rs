@@ -9,13 +9,13 @@ use bdev::errno::Errno;
 use bdev::thin::PoolError;
 use rpc::RpcError;
 use rpc::dispatch::{Answer, Backend, dispatch};
-use rpc::message::PoolMessage;
 use rpc::params::{
     DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
-    PoolName, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList,
-    ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
+    PoolName, SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate,
+    SnapshotStatus, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDump,
+    ThinList, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId,
+    ThinSnapshot,
 };
-use rpc::table::{self, Table};
 use rpc::{params, status};
 use serde_json::{Value, json};
 use spdk::rpc::Request;
@@ -35,9 +35,11 @@ pub fn serve(method: &'static str, params: String, request: Request) {
     });
 }
 
-struct Methods(Rc<Registry>);
+/// The methods' way to the registry.
+pub struct Methods(pub Rc<Registry>);
 
-fn refuse(error: PoolError) -> RpcError {
+/// The refusal of a pool.
+pub fn refuse(error: PoolError) -> RpcError {
     RpcError::new(error.errno(), error.to_string())
 }
 
@@ -53,30 +55,8 @@ pub fn in_pool(pool: &str) -> impl Fn(PoolError) -> RpcError {
 
 impl Methods {
     /// The active thin bdev of this name: pool, id, size in sectors.
-    fn thin(&self, bdev_name: &str) -> Option<(String, u32, u64)> {
-        let thins = self.0.thins.borrow();
-        let thin = thins.get(bdev_name)?;
-        let sectors = thin.params.nr_sectors().ok()?;
-        Some((thin.params.pool.clone(), thin.params.id, sectors))
-    }
-
-    fn has_pool(&self, name: &str) -> bool {
-        self.0.pools.borrow().contains_key(name)
-    }
-
-    fn has_era(&self, name: &str) -> bool {
-        self.0.eras.borrow().contains_key(name)
-    }
-
     fn readers(&self, pool: &str) -> Result<Rc<Readers>, RpcError> {
         Ok(self.0.open_entry(pool)?.readers.clone())
-    }
-
-    fn no_device(name: &str) -> RpcError {
-        RpcError::new(
-            Errno::ENODEV,
-            format!("there is no device '{name}'; see thin_pool_status, thin_list and era_status"),
-        )
     }
 
     async fn one_pool_status(&self, name: &str) -> Answer {
@@ -367,108 +347,57 @@ impl Backend for Methods {
         Ok(json!(true))
     }
 
-    async fn dm_create(&self, params: DmCreate) -> Answer {
-        match table::parse(&params.name, &params.table)? {
-            Table::ThinPool(_, pool) => self.thin_pool_create(pool).await,
-            Table::Thin(thin) => self.thin_activate(thin).await,
-            Table::Era(era) => self.era_create(era).await,
-        }
+    async fn snapshot_origin_create(&self, params: SnapshotOriginCreate) -> Answer {
+        self.0.create_origin(params).await
     }
 
-    async fn dm_remove(&self, params: Name) -> Answer {
-        match self.has_pool(&params.name) {
-            true => self.thin_pool_delete(params).await,
-            false if self.has_era(&params.name) => self.era_delete(params).await,
-            false if self.thin(&params.name).is_some() => {
-                self.0.deactivate(&params.name, false).await?;
-                Ok(json!(true))
-            }
-            false => Err(Self::no_device(&params.name)),
-        }
+    async fn snapshot_create(&self, params: SnapshotCreate) -> Answer {
+        self.0.create_snapshot(params).await
     }
 
-    async fn dm_message(&self, params: DmMessage) -> Answer {
-        let name = params.name;
-        if self.has_era(&name) {
-            self.0.era_message(&name, &params.message).await?;
-            return Ok(json!(true));
-        }
-        if !self.has_pool(&name) {
-            return Err(match self.thin(&name) {
-                Some(_) => RpcError::invalid(format!("thin device '{name}' takes no messages")),
-                None => Self::no_device(&name),
-            });
-        }
-        let message = PoolMessage::parse(&params.message)?;
-        let open = self.0.open_entry(&name)?;
-        let pool = &open.pool;
-        match message {
-            PoolMessage::CreateThin(id) => pool.create_thin(id).await,
-            PoolMessage::CreateSnap(id, origin) => pool.create_snap(id, origin).await,
-            PoolMessage::Delete(id) => pool.delete(id).await,
-            PoolMessage::SetTransactionId(current, new) => {
-                pool.set_transaction_id(current, new).await
-            }
-            PoolMessage::ReserveMetadataSnap => {
-                open.readers.reserve().await?;
-                return Ok(json!(true));
-            }
-            PoolMessage::ReleaseMetadataSnap => {
-                self.0.release_metadata_snap(&name).await?;
-                return Ok(json!(true));
-            }
-        }
-        .map_err(in_pool(&name))?;
+    async fn snapshot_merge(&self, params: SnapshotMerge) -> Answer {
+        self.0.merge(params).await
+    }
+
+    async fn snapshot_merge_stop(&self, params: Name) -> Answer {
+        self.0.stop_merge(&params.name).await?;
         Ok(json!(true))
     }
 
+    async fn snapshot_merge_resume(&self, params: SnapshotMergeResume) -> Answer {
+        self.0.resume_merge(&params)?;
+        Ok(json!(true))
+    }
+
+    async fn snapshot_status(&self, params: SnapshotStatus) -> Answer {
+        if params.wait {
+            self.0.open_ready_origins().await;
+        }
+        self.0.snapshot_status(params.name.as_deref())
+    }
+
+    async fn snapshot_delete(&self, params: Name) -> Answer {
+        self.0.delete_snapshot_or_origin(&params.name).await?;
+        Ok(json!(true))
+    }
+
+    async fn dm_create(&self, params: DmCreate) -> Answer {
+        self.create_from_table(params).await
+    }
+
+    async fn dm_remove(&self, params: Name) -> Answer {
+        self.remove_device(params).await
+    }
+
+    async fn dm_message(&self, params: DmMessage) -> Answer {
+        self.message_to_device(params).await
+    }
+
     async fn dm_status(&self, params: Name) -> Answer {
-        let name = params.name;
-        if self.has_pool(&name) {
-            let open = self.0.open_entry(&name)?;
-            let found = open.pool.status().await.map_err(refuse)?;
-            return Ok(json!({
-                "name": name,
-                "target": "thin-pool",
-                "line": status::pool_line(&found),
-                "status": status::pool_json(&name, &found),
-            }));
-        }
-        if self.has_era(&name) {
-            let found = self.0.use_era(&name)?.status().await?;
-            return Ok(json!({
-                "name": name,
-                "target": "era",
-                "line": found.to_string(),
-                "status": status::era_json(&name, &found),
-            }));
-        }
-        let (pool, id, _) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
-        let open = self.0.open_entry(&pool)?;
-        let found = open.pool.thin_status(id).await.map_err(refuse)?;
-        Ok(json!({
-            "name": name,
-            "target": "thin",
-            "line": status::thin_line(&found),
-            "status": status::thin_json(&found),
-        }))
+        self.device_status(params).await
     }
 
     async fn dm_table(&self, params: Name) -> Answer {
-        let name = params.name;
-        if let Some(entry) = self.0.pools.borrow().get(&name) {
-            let length = match &entry.state {
-                PoolState::Open(open) => open.nr_data_sectors(),
-                _ => 0,
-            };
-            return Ok(json!(table::pool_line(length, &entry.params)));
-        }
-        if let Some(entry) = self.0.eras.borrow().get(&name) {
-            return Ok(json!(table::era_line(entry.nr_sectors(), &entry.params)));
-        }
-        let (_, _, sectors) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
-        let thins = self.0.thins.borrow();
-        let thin = thins.get(&name).ok_or_else(|| Self::no_device(&name))?;
-        Ok(json!(table::thin_line(sectors, &thin.params)))
+        self.device_table(params)
     }
 }

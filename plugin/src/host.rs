@@ -1,15 +1,15 @@
 //! What the engine and the owner need of SPDK: channels, timers, tasks.
 
-use bdev::channel::{Channel, ChannelId, Host, Ticket, ToOwner};
+use bdev::channel::{Channel, ChannelId, Host, Ticket, ToOwner, VolumeHandle};
 use bdev::era::EraTarget;
 use bdev::errno::Errno;
 use bdev::runtime::Runtime;
-use bdev::target::{BaseId, Target};
+use bdev::target::{BaseId, IoKind as Kind, Request, Target};
 use bdev::thin::Thin;
 use bdev::thin::map::ORIGIN;
 use futures::channel::mpsc::UnboundedSender;
 use futures::future::LocalBoxFuture;
-use spdk::base::{BaseChannel, Descriptor};
+use spdk::base::{BaseChannel, Descriptor, IoKind};
 use spdk::executor;
 use spdk::vbdev::BdevIo;
 use std::rc::Rc;
@@ -84,9 +84,9 @@ impl Host for SpdkHost {
 }
 
 /// A target's channel of one core.
-pub struct TargetChannel<T: Target> {
+pub struct TargetChannel<T: Target, H: Host = SpdkHost> {
     /// The engine.
-    pub engine: Rc<Channel<T, SpdkHost>>,
+    pub engine: Rc<Channel<T, H>>,
 }
 
 /// A pool's, shared by its thin bdevs.
@@ -97,19 +97,75 @@ pub type EraChannel = TargetChannel<EraTarget>;
 
 static NEXT_CHANNEL: AtomicU64 = AtomicU64::new(0);
 
-impl<T: Target> TargetChannel<T> {
-    /// Makes the running thread's channel and starts its message loop.
-    pub fn new(data: &Descriptor, owner: UnboundedSender<ToOwner<T>>) -> Option<Self> {
-        let host = SpdkHost {
+impl SpdkHost {
+    /// On the running thread.
+    pub fn new(data: &Descriptor) -> Option<Self> {
+        Some(SpdkHost {
             data: data.channel()?,
-        };
+        })
+    }
+}
+
+impl<T: Target, H: Host> TargetChannel<T, H>
+where
+    H::Io: From<BdevIo>,
+{
+    /// Makes the running thread's channel and starts its message loop.
+    pub fn new(host: H, owner: UnboundedSender<ToOwner<T>>) -> Option<Self> {
         let id = ChannelId(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));
         let (engine, messages) = Channel::new(id, host, owner);
         executor::spawn(engine.clone().run(messages)).then_some(TargetChannel { engine })
     }
+
+    /// Takes an I/O of a bdev of the target.
+    #[inline]
+    pub fn submit(
+        &self,
+        volume: &VolumeHandle<T>,
+        io: BdevIo,
+        kind: IoKind,
+        offset_blocks: u64,
+        nr_blocks: u64,
+    ) {
+        let kind = match kind {
+            IoKind::Read => Kind::Read,
+            IoKind::Write => Kind::Write,
+            IoKind::Flush => Kind::Flush,
+            IoKind::Unmap => Kind::Discard,
+            IoKind::WriteZeroes => Kind::WriteZeroes,
+            IoKind::Reset => Kind::Reset,
+            IoKind::Abort => {
+                let aborted = self.engine.abort(io.id_to_abort());
+                // Not parked: it is on its way, and will end by itself.
+                return io.complete(if aborted { 0 } else { Errno::EIO.0 });
+            }
+            IoKind::Other => return io.complete(Errno::EOPNOTSUPP.0),
+        };
+        let request = Request {
+            kind,
+            offset_blocks,
+            nr_blocks,
+        };
+        self.engine.submit(volume, request, io.into());
+    }
+
+    /// An I/O came back from a base bdev.
+    #[inline]
+    pub fn forwarded(&self, io: BdevIo, ticket: u64, ok: bool) {
+        let result = if ok { Ok(()) } else { Err(Errno::EIO) };
+        let ticket = Ticket::from_raw(ticket);
+        self.engine.forwarded(io.into(), ticket, result);
+    }
 }
 
-impl<T: Target> Drop for TargetChannel<T> {
+/// What bdevs of every target take, beside unmaps and zeroings.
+pub const ALWAYS_TAKEN: u32 = IoKind::Read.bit()
+    | IoKind::Write.bit()
+    | IoKind::Flush.bit()
+    | IoKind::Reset.bit()
+    | IoKind::Abort.bit();
+
+impl<T: Target, H: Host> Drop for TargetChannel<T, H> {
     fn drop(&mut self) {
         self.engine.leave();
     }

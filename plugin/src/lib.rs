@@ -6,6 +6,7 @@
 mod backend;
 mod bases;
 mod devices;
+mod dm;
 mod dump;
 mod eras;
 mod export;
@@ -14,6 +15,7 @@ mod new_file;
 mod opening;
 mod readers;
 mod registry;
+mod snapshots;
 mod thins;
 
 use registry::DmModule;

@@ -2,7 +2,7 @@
 
 use crate::bases::{self, Base, BaseClosed, MAX_CACHE_MIB, MIN_METADATA_BYTES};
 use crate::devices::{DataBdev, MetadataBdev};
-use crate::host::{PoolChannel, SpdkRuntime};
+use crate::host::{PoolChannel, SpdkHost, SpdkRuntime};
 use crate::readers::Readers;
 use crate::registry::{OpenPool, PoolState, Registry, no_pool};
 use bdev::errno::Errno;
@@ -142,7 +142,7 @@ impl Registry {
         })?;
         let (channel_data, owner) = (data.desc.clone(), pool.owner_queue());
         let channels = IoDevice::register(&params.name, move || {
-            PoolChannel::new(&channel_data, owner.clone())
+            PoolChannel::new(SpdkHost::new(&channel_data)?, owner.clone())
         })
         .ok_or_else(|| RpcError::new(Errno::ENOMEM, "out of memory"))?;
         let name = params.name.clone();

@@ -9,7 +9,9 @@ use crate::eras::EraEntry;
 use crate::export::ExportEntry;
 use crate::host::PoolChannel;
 use crate::readers::Readers;
+use crate::snapshots::OriginEntry;
 use bdev::errno::Errno;
+use bdev::snapshot::SnapshotEvent;
 use bdev::thin::{Pool, PoolEvent};
 use futures::channel::oneshot;
 use rpc::RpcError;
@@ -103,6 +105,8 @@ pub struct Registry {
     pub thins: RefCell<BTreeMap<String, ThinEntry>>,
     /// Era targets, by name.
     pub eras: RefCell<BTreeMap<String, EraEntry>>,
+    /// Origins with their snapshots, by name.
+    pub origins: RefCell<BTreeMap<String, OriginEntry>>,
     /// Exported metadata snapshots, by pool or era target.
     pub exports: RefCell<BTreeMap<String, ExportEntry>>,
     stopping: Cell<bool>,
@@ -122,7 +126,7 @@ pub struct DmModule;
 impl Module for DmModule {
     fn init(&self) -> Result<(), i32> {
         let registry = ThreadBound::new(Rc::new(Registry::default())).ok_or(22)?;
-        for name in PoolEvent::NAMES {
+        for name in PoolEvent::NAMES.into_iter().chain(SnapshotEvent::NAMES) {
             spdk::logging::register_notification(name)?;
         }
         REGISTRY.set(registry).map_err(|_| 17)
@@ -158,7 +162,9 @@ impl Module for DmModule {
             .collect();
         let origins_came = registry.thins_ready();
         let eras = registry.eras_ready();
+        let (origins, cows_of) = (registry.origins_ready(), registry.cows_ready());
         let nothing = ready.is_empty() && origins_came.is_empty() && eras.is_empty();
+        let nothing = nothing && origins.is_empty() && cows_of.is_empty();
         if nothing || registry.stopping.get() {
             return;
         }
@@ -175,6 +181,14 @@ impl Module for DmModule {
                 if let Err(error) = registry.open_era(&name).await {
                     log::error!("era '{name}' cannot open: {}", error.message);
                 }
+            }
+            for name in origins {
+                if let Err(error) = registry.open_snapshot_origin(&name).await {
+                    log::error!("origin '{name}' cannot open: {}", error.message);
+                }
+            }
+            for name in cows_of {
+                registry.cows_came_back(&name).await;
             }
             drop(done);
         });
@@ -203,6 +217,7 @@ impl Registry {
         pools
             .chain(waiting.map(|entry| call("thin_activate", &entry.params)))
             .chain(self.waiting_eras_config())
+            .chain(self.origins_config())
             .collect()
     }
 
@@ -336,7 +351,7 @@ impl Registry {
         let pools_closed = pools
             .values()
             .all(|entry| matches!(entry.state, PoolState::Waiting));
-        if pools_closed && self.eras_are_closed() {
+        if pools_closed && self.eras_are_closed() && self.origins_are_closed() {
             self.stopped.borrow_mut().clear();
         }
     }
@@ -348,6 +363,15 @@ impl Registry {
                 Errno::EEXIST,
                 format!(
                     "there is an era target '{}' already; choose another name",
+                    params.name
+                ),
+            ));
+        }
+        if self.has_origin(&params.name) || self.origin_of(&params.name).is_some() {
+            return Err(RpcError::new(
+                Errno::EEXIST,
+                format!(
+                    "there is an origin or snapshot '{}' already; choose another name",
                     params.name
                 ),
             ));

@@ -1,12 +1,11 @@
 //! Thin bdevs: what the registry does with them, and what SPDK sees of them.
 
 use crate::devices::DataBdev;
-use crate::host::PoolChannel;
+use crate::host::{ALWAYS_TAKEN, PoolChannel};
 use crate::registry::{PoolState, Registry, ThinEntry, call, registry};
 use bdev::channel::VolumeHandle;
 use bdev::device::DataDeviceRef;
 use bdev::errno::Errno;
-use bdev::target::{IoKind as Kind, Request};
 use bdev::thin::{PoolError, Thin, ThinDev};
 use rpc::RpcError;
 use rpc::params::ThinActivate;
@@ -67,6 +66,7 @@ impl Registry {
                 optimal_boundary_blocks: boundary,
                 write_cache: true,
                 uuid: [0; 16],
+                buffers_first: false,
             },
             ThinDriver {
                 dev: dev.clone(),
@@ -289,36 +289,16 @@ impl Driver for ThinDriver {
 
     #[inline]
     fn submit(channel: &ThinChannel, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
-        let kind = match kind {
-            IoKind::Read => Kind::Read,
-            IoKind::Write => Kind::Write,
-            IoKind::Flush => Kind::Flush,
-            IoKind::Unmap => Kind::Discard,
-            IoKind::WriteZeroes => Kind::WriteZeroes,
-            IoKind::Reset => Kind::Reset,
-            IoKind::Abort => {
-                let aborted = channel.pool.engine.abort(io.id_to_abort());
-                // Not parked: it is on its way, and will end by itself.
-                return io.complete(if aborted { 0 } else { Errno::EIO.0 });
-            }
-            IoKind::Other => return io.complete(Errno::EOPNOTSUPP.0),
-        };
-        let request = Request {
-            kind,
-            offset_blocks: offset,
-            nr_blocks,
-        };
         if let Some(origin) = &channel.origin {
             io.set_other(origin, origin.descriptor());
         }
-        channel.pool.engine.submit(&channel.dev, request, io);
+        let dev = &channel.dev;
+        channel.pool.submit(dev, io, kind, offset, nr_blocks);
     }
 
     #[inline]
     fn forwarded(channel: &ThinChannel, io: BdevIo, ticket: u64, ok: bool) {
-        let result = if ok { Ok(()) } else { Err(Errno::EIO) };
-        let ticket = bdev::channel::Ticket::from_raw(ticket);
-        channel.pool.engine.forwarded(io, ticket, result);
+        channel.pool.forwarded(io, ticket, ok);
     }
 
     fn io_kinds(&self) -> u32 {
@@ -327,13 +307,7 @@ impl Driver for ThinDriver {
         } else {
             0
         };
-        IoKind::Read.bit()
-            | IoKind::Write.bit()
-            | IoKind::Flush.bit()
-            | IoKind::WriteZeroes.bit()
-            | IoKind::Reset.bit()
-            | IoKind::Abort.bit()
-            | discard
+        ALWAYS_TAKEN | IoKind::WriteZeroes.bit() | discard
     }
 
     fn destruct(&self, done: Destructed) {

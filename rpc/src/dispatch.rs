@@ -4,9 +4,10 @@ use crate::RpcError;
 use crate::error::INVALID_PARAMS;
 use crate::params::{
     DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
-    PoolName, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList,
-    ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
-    Validate,
+    PoolName, SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate,
+    SnapshotStatus, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDump,
+    ThinList, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId,
+    ThinSnapshot, Validate,
 };
 use crate::schema::METHODS;
 use async_trait::async_trait;
@@ -45,6 +46,13 @@ pub trait Backend {
     async fn era_written_since(&self, params: EraWrittenSince) -> Answer;
     async fn era_metadata_snap_export(&self, params: EraMetadataSnapExport) -> Answer;
     async fn era_metadata_snap_unexport(&self, params: Name) -> Answer;
+    async fn snapshot_origin_create(&self, params: SnapshotOriginCreate) -> Answer;
+    async fn snapshot_create(&self, params: SnapshotCreate) -> Answer;
+    async fn snapshot_merge(&self, params: SnapshotMerge) -> Answer;
+    async fn snapshot_merge_stop(&self, params: Name) -> Answer;
+    async fn snapshot_merge_resume(&self, params: SnapshotMergeResume) -> Answer;
+    async fn snapshot_status(&self, params: SnapshotStatus) -> Answer;
+    async fn snapshot_delete(&self, params: Name) -> Answer;
     async fn dm_create(&self, params: DmCreate) -> Answer;
     async fn dm_remove(&self, params: Name) -> Answer;
     async fn dm_message(&self, params: DmMessage) -> Answer;
@@ -124,6 +132,13 @@ pub async fn dispatch(
         "era_written_since" => call!(era_written_since),
         "era_metadata_snap_export" => call!(era_metadata_snap_export),
         "era_metadata_snap_unexport" => call!(era_metadata_snap_unexport),
+        "snapshot_origin_create" => call!(snapshot_origin_create),
+        "snapshot_create" => call!(snapshot_create),
+        "snapshot_merge" => call!(snapshot_merge),
+        "snapshot_merge_stop" => call!(snapshot_merge_stop),
+        "snapshot_merge_resume" => call!(snapshot_merge_resume),
+        "snapshot_status" => call!(snapshot_status),
+        "snapshot_delete" => call!(snapshot_delete),
         "dm_create" => call!(dm_create),
         "dm_remove" => call!(dm_remove),
         "dm_message" => call!(dm_message),

@@ -2,10 +2,15 @@
 
 mod era;
 mod metadata_snap;
+mod snapshot;
 
 pub use era::{EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince};
 pub use metadata_snap::{
     DumpFormat, MAX_PAGE, ThinDelta, ThinDump, ThinMetadataSnapExport, page_entries,
+};
+
+pub use snapshot::{
+    SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus,
 };
 
 use crate::RpcError;

@@ -2,6 +2,7 @@
 //! hold it against the parameter structs.
 
 mod era;
+mod snapshot;
 
 use serde::Serialize;
 
@@ -341,7 +342,7 @@ pub const METHODS: &[Method] = &[
             required(
                 "table",
                 Kind::String,
-                "e.g. '0 2097152 thin-pool META DATA 128 0', '0 2097152 thin POOL 1' or '0 2097152 era META ORIGIN 128'",
+                "e.g. '0 2097152 thin-pool META DATA 128 0', '0 2097152 thin POOL 1', '0 2097152 era META ORIGIN 128' or '0 2097152 snapshot ORIGIN COW P 16'",
             ),
         ],
     },
@@ -378,4 +379,11 @@ pub const METHODS: &[Method] = &[
     era::METHODS[6],
     era::METHODS[7],
     era::METHODS[8],
+    snapshot::METHODS[0],
+    snapshot::METHODS[1],
+    snapshot::METHODS[2],
+    snapshot::METHODS[3],
+    snapshot::METHODS[4],
+    snapshot::METHODS[5],
+    snapshot::METHODS[6],
 ];

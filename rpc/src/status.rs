@@ -1,6 +1,7 @@
-//! Status as the kernel's lines and as JSON (thin.md 11.5, 11.6; era.md 4).
+//! Status as the kernel's lines and as JSON (thin.md 11.5, 11.6; era.md 4; snapshot.md 4).
 
 use bdev::era::EraStatus;
+use bdev::snapshot::{Condition, MergeState, OriginStatus, SnapshotStatus};
 use bdev::thin::PoolMode;
 use bdev::thin::status::{PoolStatus, ThinStatus};
 use serde_json::{Value, json};
@@ -148,5 +149,52 @@ pub fn era_json(name: &str, status: &EraStatus) -> Value {
         "marks_used_bytes": status.marks_used_bytes,
         "metadata_cache_used_bytes": status.metadata_cache_used_bytes,
         "metadata_cache_limit_bytes": status.metadata_cache_limit_bytes,
+    })
+}
+
+/// A snapshot's or merge's status, field by field; its line is how it is displayed.
+pub fn snapshot_json(status: &SnapshotStatus) -> Value {
+    let (condition, failure) = match &status.condition {
+        Condition::Good => ("good", None),
+        Condition::Invalid => ("invalid", None),
+        Condition::Overflow => ("overflow", None),
+        Condition::MergeFailed(reason) => ("merge_failed", Some(reason.as_str())),
+    };
+    let merge = status.merge.as_ref().map(|merge| match merge {
+        MergeState::Running => "running",
+        MergeState::Stopped => "stopped",
+        MergeState::Failed(_) => "failed",
+        MergeState::Finished => "finished",
+        MergeState::Invalid => "invalid",
+    });
+    json!({
+        "name": status.name,
+        "condition": condition,
+        "failure": failure,
+        "merge": merge,
+        "line": status.to_string(),
+        "allocated_sectors": status.allocated_sectors,
+        "total_sectors": status.total_sectors,
+        "metadata_sectors": status.metadata_sectors,
+        "chunk_size_sectors": status.chunk_sectors,
+        "store": status.store.to_string(),
+        "header_may_say_valid": status.header_unsure,
+        "exceptions_used_bytes": status.used_bytes,
+    })
+}
+
+/// What an origin does and has done.
+pub fn origin_json(status: &OriginStatus) -> Value {
+    let counters = status.counters;
+    json!({
+        "copied_chunks": counters.copies,
+        "full_writes": counters.full_writes,
+        "commits": counters.commits,
+        "exceptions": counters.exceptions,
+        "merged_chunks": counters.merged,
+        "exceptions_cache_page_loads": counters.page_loads,
+        "exceptions_cache_page_evictions": status.cache.evictions,
+        "exceptions_cache_used_bytes": status.cache.used_bytes,
+        "exceptions_cache_limit_bytes": status.cache.limit_bytes,
     })
 }

@@ -1,7 +1,9 @@
-//! Device-mapper table lines with bdev names for devices (thin.md 11.1, 11.2; era.md 4).
+//! Device-mapper table lines with bdev names for devices (thin.md 11.1, 11.2; era.md 4;
+//! snapshot.md 3).
 
 use crate::RpcError;
 use crate::params::{EraCreate, POOL_FEATURES, ThinActivate, ThinPoolCreate};
+use bdev::snapshot::table::{SnapshotTable, parse_origin};
 
 /// A table line, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,9 +14,15 @@ pub enum Table {
     Thin(ThinActivate),
     /// era.
     Era(EraCreate),
+    /// snapshot-origin: the length in sectors, and the origin bdev.
+    SnapshotOrigin(u64, String),
+    /// snapshot, with the length in sectors.
+    Snapshot(u64, SnapshotTable),
+    /// snapshot-merge, with the length in sectors.
+    SnapshotMerge(u64, SnapshotTable),
 }
 
-const TARGETS: &str = "thin-pool, thin, era";
+const TARGETS: &str = "thin-pool, thin, era, snapshot-origin, snapshot, snapshot-merge";
 
 fn number<T: std::str::FromStr>(what: &str, word: &str) -> Result<T, RpcError> {
     // The kernel takes no signs.
@@ -42,6 +50,18 @@ pub fn parse(name: &str, line: &str) -> Result<Table, RpcError> {
         "thin-pool" => thin_pool(name, length, arguments),
         "thin" => thin(name, length, arguments),
         "era" => era(name, length, arguments),
+        "snapshot-origin" => parse_origin(&arguments.join(" "))
+            .map(|origin| Table::SnapshotOrigin(length, origin))
+            .map_err(|error| RpcError::invalid(format!("snapshot-origin '{name}': {error}"))),
+        "snapshot" | "snapshot-merge" => {
+            let is_merge = *target == "snapshot-merge";
+            SnapshotTable::parse(&arguments.join(" "), is_merge)
+                .map(|found| match is_merge {
+                    true => Table::SnapshotMerge(length, found),
+                    false => Table::Snapshot(length, found),
+                })
+                .map_err(|error| RpcError::invalid(format!("{target} '{name}': {error}")))
+        }
         other => Err(RpcError::invalid(format!(
             "'{name}': unknown target type '{other}'; there are {TARGETS}"
         ))),
@@ -142,4 +162,14 @@ pub fn era_line(length: u64, era: &EraCreate) -> String {
         "0 {length} era {} {} {}",
         era.metadata_bdev, era.origin_bdev, era.block_size_sectors
     )
+}
+
+/// Writes an origin's table line.
+pub fn snapshot_origin_line(length: u64, origin_bdev: &str) -> String {
+    format!("0 {length} snapshot-origin {origin_bdev}")
+}
+
+/// Writes the table line of a snapshot or a snapshot-merge; the chunk size is to be the real one.
+pub fn snapshot_line(length: u64, target: &str, table: &SnapshotTable) -> String {
+    format!("0 {length} {target} {table}")
 }

@@ -49,6 +49,10 @@ echo!(
     era_written_since: EraWrittenSince,
     era_metadata_snap_export: EraMetadataSnapExport,
     era_metadata_snap_unexport: Name,
+    snapshot_origin_create: SnapshotOriginCreate, snapshot_create: SnapshotCreate,
+    snapshot_merge: SnapshotMerge, snapshot_merge_stop: Name,
+    snapshot_merge_resume: SnapshotMergeResume, snapshot_status: SnapshotStatus,
+    snapshot_delete: Name,
     dm_create: DmCreate, dm_remove: Name, dm_message: DmMessage, dm_status: Name, dm_table: Name,
 );
 

@@ -107,6 +107,11 @@ fn accepts(method: &str, params: Value) -> bool {
         "era_status" => is::<EraStatus>(params),
         "era_written_since" => is::<EraWrittenSince>(params),
         "era_metadata_snap_export" => is::<EraMetadataSnapExport>(params),
+        "snapshot_origin_create" => is::<SnapshotOriginCreate>(params),
+        "snapshot_create" => is::<SnapshotCreate>(params),
+        "snapshot_merge" => is::<SnapshotMerge>(params),
+        "snapshot_merge_resume" => is::<SnapshotMergeResume>(params),
+        "snapshot_status" => is::<SnapshotStatus>(params),
         "dm_create" => is::<DmCreate>(params),
         "dm_message" => is::<DmMessage>(params),
         _ => is::<Name>(params),
@@ -174,6 +179,16 @@ fn table_refusals() {
         ("0 100 era m o 0", "Invalid block size"),
         ("0 100 era m o 4", "Invalid block size"),
         ("0 100 era m o 12", "Invalid block size"),
+        (
+            "0 100 snapshot-origin a b",
+            "origin: incorrect number of arguments",
+        ),
+        ("0 100 snapshot o c P", "requires 4 or more arguments"),
+        ("0 100 snapshot o o P 8", "COW device cannot be the same"),
+        (
+            "0 100 snapshot-merge o c N 8",
+            "does not support snapshot-merge",
+        ),
         ("0 100 cache m d", "unknown target type 'cache'"),
         ("5 100 thin p 1", "starts at sector 5"),
         ("", "no start"),
@@ -207,6 +222,26 @@ proptest! {
         era.size_sectors = Some(length);
         let line = table::era_line(length, &era);
         prop_assert_eq!(table::parse("e", &line).unwrap(), Table::Era(era));
+    }
+
+    /// So are those of snapshots and merges, with all features.
+    #[test]
+    fn snapshot_lines_round_trip(
+        length: u64, store in "P|PO|N", chunk in 0u32..=21, zeroes: bool, passdown: bool, merge: bool,
+    ) {
+        let features = match (zeroes, passdown) {
+            (true, true) => " 2 discard_zeroes_cow discard_passdown_origin",
+            (true, false) => " 1 discard_zeroes_cow",
+            _ => "",
+        };
+        let target = if merge && store != "N" { "snapshot-merge" } else { "snapshot" };
+        let line = format!("0 {length} {target} o c {store} {}{features}", 1u64 << chunk);
+        let written = match table::parse("s", &line).unwrap() {
+            Table::Snapshot(length, found) => table::snapshot_line(length, "snapshot", &found),
+            Table::SnapshotMerge(length, found) => table::snapshot_line(length, "snapshot-merge", &found),
+            _ => String::new(),
+        };
+        prop_assert_eq!(written, line);
     }
 
     /// Any words at all are an answer or a refusal.

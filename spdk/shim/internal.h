@@ -11,6 +11,9 @@ extern struct spdk_bdev_module g_sdm_module;
 
 struct spdk_bdev_desc *sdm_desc_raw(void *desc);
 
+/* Bytes of the module's part of an I/O. */
+int sdm_io_ctx_size(void);
+
 /* Flushes all of a bdev, for real: see base.c. */
 int sdm_submit_flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
 		     spdk_bdev_io_completion_cb cb, void *arg);

@@ -171,6 +171,30 @@ sdm_io_device_get_channel(void *dev)
 	return spdk_get_io_channel(dev);
 }
 
+static void
+for_each_step(struct spdk_io_channel_iter *i)
+{
+	struct sdm_for_each *each = spdk_io_channel_iter_get_ctx(i);
+	struct sdm_io_channel *ch = spdk_io_channel_get_ctx(spdk_io_channel_iter_get_channel(i));
+
+	each->f(each, ch->value);
+	spdk_for_each_channel_continue(i, 0);
+}
+
+static void
+for_each_done(struct spdk_io_channel_iter *i, int status)
+{
+	struct sdm_for_each *each = spdk_io_channel_iter_get_ctx(i);
+
+	each->done(each);
+}
+
+void
+sdm_io_device_for_each(void *dev, struct sdm_for_each *each)
+{
+	spdk_for_each_channel(dev, for_each_step, each, for_each_done);
+}
+
 void *
 sdm_io_channel_value(void *channel)
 {

@@ -60,6 +60,12 @@ typedef void (*sdm_channel_destroy)(void *value);
 void *sdm_io_device_register(void *ctx, sdm_channel_create create, sdm_channel_destroy destroy, const char *name);
 void sdm_io_device_unregister(void *dev, void (*done)(void *), void *done_ctx);
 void *sdm_io_device_get_channel(void *dev);
+struct sdm_for_each {
+	void (*f)(struct sdm_for_each *each, void *value);
+	void (*done)(struct sdm_for_each *each);
+};
+/* Calls f with the value of each thread that has a channel, on that thread, and then done, here. */
+void sdm_io_device_for_each(void *dev, struct sdm_for_each *each);
 void *sdm_io_channel_value(void *channel);
 void sdm_put_channel(void *channel);
 
@@ -96,6 +102,7 @@ struct sdm_vbdev_params {
 	uint32_t optimal_boundary_blocks;
 	bool write_cache;
 	uint8_t uuid[16]; /* all zero: SPDK chooses */
+	bool buffers_first; /* reads have their buffers when they are submitted: needed where I/O is divided */
 };
 void *sdm_vbdev_register(const struct sdm_vbdev_params *params, const struct sdm_vbdev_ops *ops, void *ctx, int *rc);
 void sdm_vbdev_unregister(void *vbdev, void (*done)(void *, int), void *ctx);
@@ -112,6 +119,10 @@ void sdm_io_forward(void *io, void *desc, void *channel, uint64_t offset_blocks,
 void sdm_io_complete_zeroes(void *io);
 void sdm_io_complete(void *io, int err);
 void *sdm_io_to_abort(void *io);
+uint64_t sdm_io_nr_blocks(void *io);
+/* Sends some blocks of an I/O, which must have its buffers, to a base bdev; then done(ctx, ok). */
+void sdm_io_forward_part(void *bdev_io, uint64_t first_block, uint64_t nr_blocks, void *desc, void *channel,
+			 uint64_t offset_blocks, void (*done)(void *, bool), void *ctx);
 
 /* the module */
 struct sdm_module_ops {

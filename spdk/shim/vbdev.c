@@ -15,6 +15,7 @@ struct vbdev {
 	struct spdk_bdev bdev;
 	const struct sdm_vbdev_ops *ops;
 	void *ctx;
+	bool buffers_first;
 };
 
 struct vbdev_channel {
@@ -44,8 +45,8 @@ ctx_of(struct spdk_bdev_io *io)
 	return (struct io_ctx *)io->driver_ctx;
 }
 
-static int
-get_ctx_size(void)
+int
+sdm_io_ctx_size(void)
 {
 	return sizeof(struct io_ctx);
 }
@@ -73,12 +74,34 @@ kind_of(enum spdk_bdev_io_type type)
 	}
 }
 
+static bool
+needs_buf(struct spdk_bdev_io *io)
+{
+	return io->u.bdev.iovs == NULL || io->u.bdev.iovs[0].iov_base == NULL;
+}
+
+static void vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io);
+
+static void
+submit_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool success)
+{
+	if (!success) {
+		spdk_bdev_io_complete(io, SPDK_BDEV_IO_STATUS_FAILED);
+		return;
+	}
+	vbdev_submit(ch, io);
+}
+
 static void
 vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io)
 {
 	struct vbdev_channel *channel = spdk_io_channel_get_ctx(ch);
 	int kind = kind_of(io->type);
 
+	if (spdk_unlikely(channel->vbdev->buffers_first && kind == SDM_READ && needs_buf(io))) {
+		spdk_bdev_io_get_buf(io, submit_got_buf, io->u.bdev.num_blocks * io->bdev->blocklen);
+		return;
+	}
 	ctx_of(io)->channel = channel;
 	ctx_of(io)->other_desc = NULL;
 	channel->vbdev->ops->submit(channel->value, io, kind,
@@ -201,12 +224,6 @@ forward_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool succes
 		return;
 	}
 	forward_submit(io);
-}
-
-static bool
-needs_buf(struct spdk_bdev_io *io)
-{
-	return io->u.bdev.iovs == NULL || io->u.bdev.iovs[0].iov_base == NULL;
 }
 
 static void
@@ -420,6 +437,7 @@ sdm_vbdev_register(const struct sdm_vbdev_params *params, const struct sdm_vbdev
 	if (vb->bdev.name == NULL || vb->bdev.product_name == NULL) {
 		goto fail;
 	}
+	vb->buffers_first = params->buffers_first;
 	vb->bdev.ctxt = vb;
 	vb->bdev.fn_table = &fn_table;
 	vb->bdev.module = &g_sdm_module;
@@ -456,74 +474,4 @@ sdm_vbdev_resize(void *vbdev, uint64_t nr_blocks)
 	struct vbdev *vb = vbdev;
 
 	return spdk_bdev_notify_blockcnt_change(&vb->bdev, nr_blocks);
-}
-
-/* the module */
-
-static const struct sdm_module_ops *g_ops;
-
-static int
-module_init(void)
-{
-	g_sdm_app_thread = spdk_get_thread();
-	return g_ops->init();
-}
-
-static void
-module_fini_start(void)
-{
-	g_ops->fini_start();
-}
-
-static void
-module_fini(void)
-{
-	g_ops->fini();
-}
-
-static int
-module_config_json(struct spdk_json_write_ctx *w)
-{
-	g_ops->config_json(w);
-	return 0;
-}
-
-static void
-module_examine(struct spdk_bdev *bdev)
-{
-	g_ops->examine(spdk_bdev_get_name(bdev));
-}
-
-struct spdk_bdev_module g_sdm_module = {
-	.module_init = module_init,
-	.fini_start = module_fini_start,
-	.module_fini = module_fini,
-	.async_fini = true,
-	.config_json = module_config_json,
-	.get_ctx_size = get_ctx_size,
-	.examine_disk = module_examine,
-};
-
-void
-sdm_module_register(const char *name, const struct sdm_module_ops *ops)
-{
-	g_ops = ops;
-	g_sdm_module.name = name;
-	spdk_bdev_module_list_add(&g_sdm_module);
-}
-
-void
-sdm_module_fini_done(void)
-{
-#if SPDK_VERSION >= SPDK_VERSION_NUM(21, 7, 0)
-	spdk_bdev_module_fini_done();
-#else
-	spdk_bdev_module_finish_done();
-#endif
-}
-
-void
-sdm_module_examine_done(void)
-{
-	spdk_bdev_module_examine_done(&g_sdm_module);
 }

@@ -30,6 +30,12 @@ pub struct VbdevOps {
 }
 
 #[repr(C)]
+pub struct ForEach {
+    pub f: unsafe extern "C" fn(*mut ForEach, *mut c_void),
+    pub done: unsafe extern "C" fn(*mut ForEach),
+}
+
+#[repr(C)]
 pub struct VbdevParams {
     pub name: *const c_char,
     pub product_name: *const c_char,
@@ -38,6 +44,7 @@ pub struct VbdevParams {
     pub optimal_boundary_blocks: u32,
     pub write_cache: bool,
     pub uuid: [u8; 16],
+    pub buffers_first: bool,
 }
 
 #[repr(C)]
@@ -91,6 +98,7 @@ unsafe extern "C" {
     ) -> *mut c_void;
     pub fn sdm_io_device_unregister(dev: *mut c_void, done: Callback, ctx: *mut c_void);
     pub fn sdm_io_device_get_channel(dev: *mut c_void) -> *mut c_void;
+    pub fn sdm_io_device_for_each(dev: *mut c_void, each: *mut ForEach);
     pub fn sdm_io_channel_value(channel: *mut c_void) -> *mut c_void;
     pub fn sdm_put_channel(channel: *mut c_void);
     pub fn sdm_bdev_exists(name: *const c_char) -> c_int;
@@ -136,6 +144,17 @@ unsafe extern "C" {
     pub fn sdm_io_complete_zeroes(io: *mut c_void);
     pub fn sdm_io_complete(io: *mut c_void, err: c_int);
     pub fn sdm_io_to_abort(io: *mut c_void) -> *mut c_void;
+    pub fn sdm_io_nr_blocks(io: *mut c_void) -> u64;
+    pub fn sdm_io_forward_part(
+        io: *mut c_void,
+        first_block: u64,
+        nr_blocks: u64,
+        desc: *mut c_void,
+        channel: *mut c_void,
+        offset_blocks: u64,
+        done: unsafe extern "C" fn(*mut c_void, bool),
+        ctx: *mut c_void,
+    );
     pub fn sdm_module_register(name: *const c_char, ops: *const ModuleOps);
     pub fn sdm_module_fini_done();
     pub fn sdm_module_examine_done();

@@ -2,6 +2,7 @@
 
 use crate::ffi;
 use crate::thread::Thread;
+use futures::channel::oneshot;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -78,6 +79,44 @@ impl<C: 'static> IoDevice<C> {
             value,
             _local: PhantomData,
         })
+    }
+
+    /// Calls `f` with the value of each thread that has one, on that thread; completes when that is done.
+    /// A value that is made meanwhile may be left out.
+    pub async fn for_each(&self, f: impl Fn(&C) + Send + Sync + 'static) {
+        #[repr(C)]
+        struct Each<C> {
+            head: ffi::ForEach,
+            f: Box<dyn Fn(&C) + Send + Sync>,
+            done: oneshot::Sender<()>,
+        }
+        unsafe extern "C" fn step<C>(each: *mut ffi::ForEach, value: *mut c_void) {
+            // SAFETY: the head is the first field of the box, which lives until `done`; that follows the
+            // last step, and steps come one after the other.
+            let each = unsafe { &*each.cast::<Each<C>>() };
+            // SAFETY: the value is this thread's, and lives as long as its channel, which is being visited.
+            (each.f)(unsafe { &*value.cast::<C>() });
+        }
+        unsafe extern "C" fn done<C>(each: *mut ffi::ForEach) {
+            // SAFETY: comes from Box::into_raw below and is used once.
+            let each = unsafe { Box::from_raw(each.cast::<Each<C>>()) };
+            let _ = each.done.send(());
+        }
+        let finished = {
+            let (tx, rx) = oneshot::channel();
+            let each = Box::into_raw(Box::new(Each::<C> {
+                head: ffi::ForEach {
+                    f: step::<C>,
+                    done: done::<C>,
+                },
+                f: Box::new(f),
+                done: tx,
+            }));
+            // SAFETY: the device is registered, and the callbacks fit the box.
+            unsafe { ffi::sdm_io_device_for_each(self.raw, each.cast()) };
+            rx
+        };
+        let _ = finished.await;
     }
 }
 

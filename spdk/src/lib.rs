@@ -16,6 +16,7 @@ mod ffi;
 pub mod io_device;
 pub mod logging;
 pub mod module;
+pub mod part;
 pub mod rpc;
 pub mod thread;
 pub mod vbdev;

@@ -74,6 +74,16 @@ impl BdevIo {
         unsafe { ffi::sdm_io_complete(self.into_raw(), errno) };
     }
 
+    /// Its length in logical blocks.
+    pub(crate) fn nr_blocks(&self) -> u64 {
+        // SAFETY: the I/O is ours and not answered.
+        unsafe { ffi::sdm_io_nr_blocks(self.0.as_ptr()) }
+    }
+
+    pub(crate) fn raw(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+
     /// For an abort: the [`BdevIo::id`] of the I/O to be aborted.
     pub fn id_to_abort(&self) -> u64 {
         // SAFETY: the I/O is ours; only called for aborts.
@@ -118,7 +128,8 @@ pub trait Driver: Send + Sync + 'static {
     /// What `bdev_get_bdevs` shows under "driver_specific": a JSON object's member name and value.
     fn info(&self) -> (&'static str, String);
 
-    /// The call that makes the bdev again: a JSON object with "method" and "params".
+    /// The call that makes the bdev again: a JSON object with "method" and "params"; empty when the module's
+    /// configuration has it.
     fn config(&self) -> String;
 }
 
@@ -155,6 +166,8 @@ pub struct Params {
     pub write_cache: bool,
     /// UUID; zeroes: SPDK chooses.
     pub uuid: [u8; 16],
+    /// Reads come with their buffers, so that an I/O can be divided ([`crate::part::Part`]).
+    pub buffers_first: bool,
 }
 
 struct State<D> {
@@ -249,6 +262,9 @@ impl<D: Driver> Ops<D> {
     unsafe extern "C" fn write_config(ctx: *mut c_void, w: *mut c_void) {
         // SAFETY: called with the state.
         let json = unsafe { Self::state(ctx) }.driver.config();
+        if json.is_empty() {
+            return;
+        }
         // SAFETY: `w` is valid during the call, and so is the text.
         unsafe { ffi::sdm_json_raw(w, json.as_ptr().cast(), json.len()) };
     }
@@ -290,6 +306,7 @@ impl Vbdev {
             optimal_boundary_blocks: params.optimal_boundary_blocks,
             write_cache: params.write_cache,
             uuid: params.uuid,
+            buffers_first: params.buffers_first,
         };
         let mut rc = 0;
         // SAFETY: the strings are copied; the state lives until destruct; the table is constant.

@@ -59,29 +59,7 @@ impl Origin {
         }
         let (cow, state) = self.open_cow(&config, base, device, cow_flushes).await?;
         let nr_logical = self.length(&config)? / self.sectors_per_logical();
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
-        let dev = SnapDev::new(
-            id,
-            cow.exceptions.clone(),
-            state,
-            config.discards,
-            cow_flushes,
-            nr_logical,
-        );
-        let snapshot = Rc::new(Snapshot {
-            config,
-            volume: Arc::new(Volume::Snapshot(dev)),
-            cow: Rc::new(cow),
-            pending: Default::default(),
-            order: Default::default(),
-            committing: Default::default(),
-            draining: Default::default(),
-            drained: Default::default(),
-            gone: Default::default(),
-            header_unsure: Default::default(),
-            tasks: Default::default(),
-        });
+        let snapshot = self.new_snapshot(config, Rc::new(cow), state, nr_logical);
         if state != State::Invalid {
             // Writes that are not known to have been seen by this snapshot come to the owner and wait;
             // those on their way are over before the first exception is made.
@@ -100,19 +78,54 @@ impl Origin {
                 });
             }
         }
-        {
-            let mut snapshots = self.snapshots.borrow_mut();
-            snapshots.push(snapshot.clone());
-            snapshots.sort_by_key(|s| std::cmp::Reverse(s.cow.exceptions.chunk_shift()));
-        }
+        self.add(&snapshot);
         self.gate.open();
         self.publish_view(false, None);
         Ok(snapshot)
     }
 
+    pub(super) fn new_snapshot(
+        &self,
+        config: SnapshotConfig,
+        cow: Rc<Cow>,
+        state: State,
+        nr_logical: u64,
+    ) -> Rc<Snapshot> {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        let exceptions = cow.exceptions.clone();
+        let dev = SnapDev::new(
+            id,
+            exceptions,
+            state,
+            config.discards,
+            cow.flushes,
+            nr_logical,
+        );
+        Rc::new(Snapshot {
+            config,
+            volume: Arc::new(Volume::Snapshot(dev)),
+            cow,
+            pending: Default::default(),
+            order: Default::default(),
+            committing: Default::default(),
+            draining: Default::default(),
+            drained: Default::default(),
+            gone: Default::default(),
+            header_unsure: Default::default(),
+            tasks: Default::default(),
+        })
+    }
+
+    pub(super) fn add(&self, snapshot: &Rc<Snapshot>) {
+        let mut snapshots = self.snapshots.borrow_mut();
+        snapshots.push(snapshot.clone());
+        snapshots.sort_by_key(|s| std::cmp::Reverse(s.cow.exceptions.chunk_shift()));
+    }
+
     /// Length of the part of the origin that counts for a snapshot.
-    fn length(&self, config: &SnapshotConfig) -> Result<u64, SnapshotError> {
-        let has = self.device.nr_sectors();
+    pub(super) fn length(&self, config: &SnapshotConfig) -> Result<u64, SnapshotError> {
+        let has = self.nr_sectors();
         let length = config.nr_sectors.unwrap_or(has);
         match length > 0 && length <= has && length.is_multiple_of(self.sectors_per_logical()) {
             true => Ok(length),
@@ -251,18 +264,8 @@ impl Origin {
                 "snapshot '{name}' is invalid, there is nothing to merge"
             )));
         }
-        // All I/O of the origin waits, and that of the snapshot ends.
-        self.gate.close();
-        self.publish_view(true, None);
-        snapshot.gone.set(true);
-        self.channels.barrier().await;
-        snapshot.tasks.drained().await;
-        while snapshot.draining.get() {
-            let _ = snapshot.drained.heard().await;
-        }
-        let was_valid = snapshot.state() != State::Invalid;
-        snapshot.set_state(State::Invalid);
-        self.channels.barrier().await;
+        self.check_mergeable(&snapshot.config, snapshot.cow.layout())?;
+        let was_valid = self.retire(&snapshot).await != State::Invalid;
         let state = match was_valid {
             true => MergeState::Running,
             false => MergeState::Invalid,
@@ -289,6 +292,7 @@ impl Origin {
             return Err(SnapshotError::CannotMerge);
         }
         let (cow, state) = self.open_cow(&config, base, device, cow_flushes).await?;
+        self.check_mergeable(&config, cow.layout())?;
         if let Store::Persistent(store) = &cow.store {
             store.begin_merge();
         }
@@ -390,7 +394,7 @@ impl Origin {
     pub fn nr_sectors(&self) -> u64 {
         match &*self.volume {
             Volume::Origin(dev) => {
-                dev.nr_logical * u64::from(self.device.block_bytes()) / SECTOR_BYTES
+                dev.nr_logical() * u64::from(self.device.block_bytes()) / SECTOR_BYTES
             }
             Volume::Snapshot(_) => 0,
         }

@@ -177,11 +177,11 @@ impl Origin {
         });
         if let Some(me) = self.me() {
             self.tasks
-                .run(&self.runtime, me.clone().drain(snapshot.clone()));
+                .run(&self.runtime, me.clone().drain_invalid(snapshot.clone()));
         }
     }
 
-    async fn drain(self: Rc<Self>, snapshot: Rc<Snapshot>) {
+    async fn drain_invalid(self: Rc<Self>, snapshot: Rc<Snapshot>) {
         let written = Rc::new(Cell::new(false));
         let writing = {
             let (snapshot, written) = (snapshot.clone(), written.clone());
@@ -205,10 +205,16 @@ impl Origin {
         self.publish_view_now();
         snapshot.drained.ring();
         if !written.get() {
+            self.invalidate_header_later(&snapshot);
+        }
+    }
+
+    pub(super) fn invalidate_header_later(&self, snapshot: &Rc<Snapshot>) {
+        snapshot.header_unsure.set(true);
+        if let Some(me) = self.me() {
             // Nothing waits for this: no task to be drained.
-            snapshot.header_unsure.set(true);
-            self.runtime
-                .spawn(Box::pin(self.clone().invalidate_later(snapshot)));
+            let later = me.invalidate_later(snapshot.clone());
+            self.runtime.spawn(Box::pin(later));
         }
     }
 

@@ -84,6 +84,9 @@ pub enum SnapshotError {
     #[error("origin '{0}' has no merge")]
     NoMerge(String),
     /// As the kernel says.
+    #[error("Snapshot cow pairing for exception table handover failed")]
+    Handover,
+    /// As the kernel says.
     #[error("Snapshot exception store does not support snapshot-merge.")]
     CannotMerge,
     /// Too many at once.

@@ -122,6 +122,12 @@ impl Exceptions {
         }
     }
 
+    /// The memory that says where the chunk of a logical block is, if there is any.
+    #[inline]
+    pub fn cell(&self, logical: u64) -> Option<&AtomicU64> {
+        self.pages.cell(self.chunk(logical))
+    }
+
     /// Whether a chunk is just being merged. To be asked before [`Exceptions::look`].
     #[inline]
     pub fn is_in_batch(&self, chunk: u64) -> bool {

@@ -12,7 +12,7 @@ use crate::target::{BaseId, IoKind, Map, Request, Target};
 use arc_swap::ArcSwap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// The origin device. COW devices have the numbers from 1 on.
 pub const ORIGIN: BaseId = BaseId(0);
@@ -154,10 +154,15 @@ impl View {
 pub struct OriginDev {
     pub(super) view: ArcSwap<View>,
     pub(super) origin_flushes: bool,
-    pub(super) nr_logical: u64,
+    /// Grows with the origin.
+    pub(super) nr_logical: AtomicU64,
 }
 
 impl OriginDev {
+    pub(super) fn nr_logical(&self) -> u64 {
+        self.nr_logical.load(Ordering::Acquire)
+    }
+
     #[inline]
     fn map(&self, request: &Request) -> Map {
         let view = self.view.load();
@@ -223,7 +228,7 @@ impl Volume {
     /// Size in logical blocks.
     pub fn nr_logical_blocks(&self) -> u64 {
         match self {
-            Volume::Origin(dev) => dev.nr_logical,
+            Volume::Origin(dev) => dev.nr_logical(),
             Volume::Snapshot(dev) => dev.nr_logical,
         }
     }
@@ -240,6 +245,17 @@ impl Target for SnapshotTarget {
         match &**volume {
             Volume::Origin(dev) => dev.map(request),
             Volume::Snapshot(dev) => dev.map(request),
+        }
+    }
+
+    /// Of a snapshot; what an origin looks at is a bit per chunk.
+    #[inline]
+    fn looks_at<'a>(volume: &'a Volume, request: &Request) -> Option<&'a AtomicU64> {
+        match (volume, request.kind) {
+            (Volume::Snapshot(dev), IoKind::Read | IoKind::Write) => {
+                dev.exceptions.cell(request.offset_blocks)
+            }
+            _ => None,
         }
     }
 }

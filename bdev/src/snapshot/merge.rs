@@ -171,7 +171,7 @@ impl Origin {
     }
 
     async fn throttle(&self, sectors: u64) {
-        let per_second = self.config.merge_bytes_per_second;
+        let per_second = self.merge_bytes_per_second.get();
         if per_second > 0 {
             let nanos = u128::from(sectors * SECTOR_BYTES) * 1_000_000_000 / u128::from(per_second);
             let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
@@ -220,7 +220,7 @@ impl Origin {
     async fn merge_data(&self, merge: &Merge, run: Run) -> Result<(), Errno> {
         let (cow, layout) = (&merge.cow, merge.cow.layout());
         let end = run.old_chunk.saturating_add(run.nr_chunks);
-        let nr_sectors = self.device.nr_sectors();
+        let nr_sectors = self.nr_sectors();
         let first = layout.sector(run.old_chunk).min(nr_sectors);
         let last = layout.sector(end).min(nr_sectors);
         let per = self.sectors_per_logical();

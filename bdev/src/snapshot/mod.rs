@@ -3,7 +3,8 @@
 //! - [`layout`], [`store`]: the exception store on disk; [`exceptions`]: what every core sees of it.
 //! - [`map`]: the hot path of the origin and its snapshots.
 //! - `owner`: the one core where exceptions are made; `copying`: how. `origin_io`, `snapshot_io`: what
-//!   comes to the owner from either. `merge`: the way back. `control`: snapshots and merges come and go.
+//!   comes to the owner from either. `merge`: the way back. `control`: snapshots and merges come and
+//!   go; `handover`: a store changes hands, devices change.
 //! - [`table`], [`status`], [`events`]: what is said in and out.
 
 mod control;
@@ -12,6 +13,7 @@ mod cow;
 pub mod error;
 pub mod events;
 pub mod exceptions;
+mod handover;
 pub mod layout;
 pub mod map;
 mod merge;

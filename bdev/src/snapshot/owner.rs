@@ -22,6 +22,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use tokio::sync::Mutex;
 
 /// What an origin is opened with.
@@ -33,7 +34,7 @@ pub struct OriginConfig {
     pub exceptions_cache_bytes: u64,
     /// Chunks that are copied at a time; each takes up to 1 MiB of memory.
     pub max_copies: usize,
-    /// Most bytes merged per second; 0: as many as can be.
+    /// Most bytes merged per second; 0: as many as can be. See [`Origin::set_merge_rate`].
     pub merge_bytes_per_second: u64,
 }
 
@@ -161,6 +162,7 @@ pub struct Origin {
     pub(super) volume: Arc<Volume>,
     pub(super) channels: Channels,
     pub(super) cache: Cache,
+    pub(super) merge_bytes_per_second: Cell<u64>,
     /// The largest chunks first.
     pub(super) snapshots: RefCell<Vec<Rc<Snapshot>>>,
     pub(super) merge: RefCell<Option<Rc<Merge>>>,
@@ -197,12 +199,13 @@ impl Origin {
         let volume = Volume::Origin(OriginDev {
             view: ArcSwap::from_pointee(view),
             origin_flushes,
-            nr_logical,
+            nr_logical: AtomicU64::new(nr_logical),
         });
         let (to_owner, requests) = mpsc::unbounded();
         let origin = Rc::new_cyclic(|me| Origin {
             me: me.clone(),
             copies: Permits::new(config.max_copies),
+            merge_bytes_per_second: Cell::new(config.merge_bytes_per_second),
             config,
             runtime: runtime.clone(),
             device,
@@ -291,7 +294,7 @@ impl Origin {
             held,
             copied: match keep {
                 true => before.copied.clone(),
-                false => Arc::new(Marks::new((dev.nr_logical >> shift_now) + 1)),
+                false => Arc::new(Marks::new((dev.nr_logical() >> shift_now) + 1)),
             },
             shift: shift_now,
             merging: merge.as_ref().and_then(|merge| merge.shown()),

@@ -19,7 +19,8 @@ pub enum StoreKind {
 }
 
 impl StoreKind {
-    fn parse(word: &str) -> Result<Self, SnapshotError> {
+    /// The word of a table line; letters in any case.
+    pub fn parse(word: &str) -> Result<Self, SnapshotError> {
         let mut letters = word.chars().map(|letter| letter.to_ascii_uppercase());
         match (letters.next(), letters.next(), letters.next()) {
             (Some('N'), _, _) => Ok(StoreKind::Transient),

@@ -117,12 +117,14 @@ impl Registry {
         let (name, wait) = (params.name.clone(), params.wait);
         if self.pools.borrow().contains_key(&name)
             || self.eras.borrow().contains_key(&name)
+            || self.has_origin(&name)
+            || self.origin_of(&name).is_some()
             || base::exists(&name)
         {
             return Err(RpcError::new(
                 Errno::EEXIST,
                 format!(
-                    "there is a bdev, pool or era target '{name}' already; choose another name"
+                    "there is a bdev, pool, era target, origin or snapshot '{name}' already; choose another name"
                 ),
             ));
         }

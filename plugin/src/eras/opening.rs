@@ -191,6 +191,7 @@ fn register(params: &EraCreate, open: &OpenEra) -> Result<Vbdev, RpcError> {
             optimal_boundary_blocks: 0,
             write_cache: info.supports(IoKind::Flush),
             uuid: [0; 16],
+            buffers_first: false,
         },
         EraDriver::new(params, &open.era, open.origin.clone()),
     );

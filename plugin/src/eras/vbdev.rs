@@ -1,12 +1,10 @@
 //! An era bdev as SPDK sees it.
 
 use super::saved;
-use crate::host::EraChannel;
+use crate::host::{ALWAYS_TAKEN, EraChannel, SpdkHost};
 use crate::registry::{call, registry};
 use bdev::channel::{ToOwner, VolumeHandle};
 use bdev::era::{Era, EraDev, EraTarget};
-use bdev::errno::Errno;
-use bdev::target::{IoKind as Kind, Request};
 use futures::channel::mpsc::UnboundedSender;
 use rpc::params::EraCreate;
 use spdk::base::{Descriptor, IoKind};
@@ -37,12 +35,7 @@ impl EraDriver {
             dev: era.dev().clone(),
             owner: era.owner_queue(),
             origin: Mutex::new(Some(origin)),
-            io_kinds: of_origin
-                | IoKind::Read.bit()
-                | IoKind::Write.bit()
-                | IoKind::Flush.bit()
-                | IoKind::Reset.bit()
-                | IoKind::Abort.bit(),
+            io_kinds: of_origin | ALWAYS_TAKEN,
             params: params.clone(),
         }
     }
@@ -65,39 +58,19 @@ impl Driver for EraDriver {
         let origin = self.origin().clone()?;
         Some(EraBdevChannel {
             dev: Rc::new(self.dev.clone()),
-            target: EraChannel::new(&origin, self.owner.clone())?,
+            target: EraChannel::new(SpdkHost::new(&origin)?, self.owner.clone())?,
         })
     }
 
     #[inline]
     fn submit(channel: &EraBdevChannel, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
-        let kind = match kind {
-            IoKind::Read => Kind::Read,
-            IoKind::Write => Kind::Write,
-            IoKind::Flush => Kind::Flush,
-            IoKind::Unmap => Kind::Discard,
-            IoKind::WriteZeroes => Kind::WriteZeroes,
-            IoKind::Reset => Kind::Reset,
-            IoKind::Abort => {
-                let aborted = channel.target.engine.abort(io.id_to_abort());
-                // Not parked: it is on its way, and will end by itself.
-                return io.complete(if aborted { 0 } else { Errno::EIO.0 });
-            }
-            IoKind::Other => return io.complete(Errno::EOPNOTSUPP.0),
-        };
-        let request = Request {
-            kind,
-            offset_blocks: offset,
-            nr_blocks,
-        };
-        channel.target.engine.submit(&channel.dev, request, io);
+        let dev = &channel.dev;
+        channel.target.submit(dev, io, kind, offset, nr_blocks);
     }
 
     #[inline]
     fn forwarded(channel: &EraBdevChannel, io: BdevIo, ticket: u64, ok: bool) {
-        let result = if ok { Ok(()) } else { Err(Errno::EIO) };
-        let ticket = bdev::channel::Ticket::from_raw(ticket);
-        channel.target.engine.forwarded(io, ticket, result);
+        channel.target.forwarded(io, ticket, ok);
     }
 
     fn io_kinds(&self) -> u32 {
