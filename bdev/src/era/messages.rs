@@ -3,7 +3,8 @@
 
 use super::metadata::{EraError, EraMetadata, View};
 use super::status::EraStatus;
-use super::worker::{Era, EraTargetError, yield_now};
+use super::worker::{Era, EraTargetError};
+use crate::waits::yield_now;
 use std::ops::Range;
 use std::str::FromStr;
 use tokio::sync::MutexGuard;

@@ -13,6 +13,7 @@ use crate::errno::Errno;
 use crate::owner::Channels;
 use crate::runtime::RuntimeRef;
 use crate::target::IoKind;
+use crate::waits::yield_now;
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use persistent_data::device::BlockDevice;
@@ -20,7 +21,6 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::Poll;
 use tokio::sync::Mutex;
 
 /// What an era target is opened with (era.md 4).
@@ -455,17 +455,4 @@ impl Era {
             _ => self.settle(metadata, step).await,
         }
     }
-}
-
-/// Lets other tasks of this core run first.
-pub(super) async fn yield_now() {
-    let mut yielded = false;
-    futures::future::poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -8,10 +8,10 @@ use super::exceptions::Place;
 use super::map::{SnapshotTarget, State};
 use super::owner::{Origin, Snapshot};
 use super::table::StoreKind;
-use super::waits::yield_now;
 use crate::channel::Deferred;
 use crate::errno::Errno;
 use crate::target::IoKind;
+use crate::waits::yield_now;
 use std::rc::Rc;
 
 /// Chunks of a long discard that are looked at in one go.
