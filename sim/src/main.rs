@@ -37,6 +37,8 @@ enum Target {
     Era,
     /// An origin and its snapshots.
     Snapshot,
+    /// A ploop device.
+    Ploop,
     /// Every seed on each.
     All,
 }
@@ -45,10 +47,11 @@ enum Target {
 type Run = fn(u64, Options) -> Result<Coverage, String>;
 
 /// The workloads by name.
-const WORKLOADS: [(Target, &str, Run); 3] = [
+const WORKLOADS: [(Target, &str, Run); 4] = [
     (Target::Thin, "thin", sim::thin::run),
     (Target::Era, "era", sim::era::run),
     (Target::Snapshot, "snapshot", sim::snapshot::run),
+    (Target::Ploop, "ploop", sim::ploop::run),
 ];
 
 fn run(target: Target, seed: u64, trace: bool) -> Result<Coverage, String> {

@@ -310,13 +310,7 @@ impl Delta {
                     "image '{}': writing page {page} of the BAT: {errno}",
                     self.source.name
                 );
-                let number = self.failures.get() + 1;
-                self.failures.set(number);
-                let sick = Sick {
-                    bytes: before,
-                    number,
-                };
-                self.sick.borrow_mut().insert(page, sick);
+                self.note_sick(page, before);
             }
         }
         written
@@ -330,17 +324,31 @@ impl Delta {
         self.source.device.write_bytes(first, part).await
     }
 
-    /// Writes a header and makes it durable. The first page must not be locked.
+    /// Writes a header and makes it durable; if that fails, the old one is to be there. The first page must
+    /// not be locked.
     pub async fn write_header(&self, header: Header) -> Result<(), Errno> {
         let _locked = self.lock_page(0).await;
-        let before = self.header.get().ok_or(Errno::EROFS)?;
-        let mut bytes = *self.page(&before, 0).await?;
+        let old_header = self.header.get().ok_or(Errno::EROFS)?;
+        let before = self.page(&old_header, 0).await?;
+        let mut bytes = *before;
         for (to, from) in bytes.iter_mut().zip(header.encode()) {
             *to = from;
         }
         self.write_page(&header, 0, bytes).await?;
-        self.header.set(Some(header));
-        self.flush().await
+        let flushed = self.flush().await;
+        match flushed {
+            Ok(()) => self.header.set(Some(header)),
+            Err(_) => self.note_sick(0, before),
+        }
+        flushed
+    }
+
+    /// What is on the disk is not known; this is what ought to be.
+    fn note_sick(&self, page: u64, bytes: Rc<Page>) {
+        let number = self.failures.get() + 1;
+        self.failures.set(number);
+        self.kept.borrow_mut().put(page, bytes.clone());
+        self.sick.borrow_mut().insert(page, Sick { bytes, number });
     }
 
     /// Says on the disk who has the image, durably.
@@ -380,13 +388,13 @@ impl Delta {
         !self.sick.borrow().is_empty()
     }
 
-    /// Writes pages again whose writes have failed, and makes that durable.
-    pub async fn mend(&self) -> Result<(), Errno> {
+    /// Writes pages again whose writes have failed, and makes that durable. `written` is told of each page.
+    pub async fn mend(&self, written: impl Fn(u64)) -> Result<(), Errno> {
         let header = self.header.get().ok_or(Errno::EROFS)?;
         let pages: Vec<u64> = self.sick.borrow().keys().copied().collect();
         let unsure = self.unsure.take();
         let mut mended = Vec::with_capacity(pages.len());
-        let written = async {
+        let done = async {
             for page in pages {
                 let _locked = self.lock_page(page).await;
                 let sick = self
@@ -395,14 +403,15 @@ impl Delta {
                     .get(&page)
                     .map(|s| (s.bytes.clone(), s.number));
                 if let Some((bytes, number)) = sick {
-                    self.put_page(&header, page, &bytes).await?;
+                    let put = self.put_page(&header, page, &bytes).await;
+                    written(page);
+                    put?;
                     mended.push((page, number));
                 }
             }
             self.flush().await
         };
-        let written = written.await;
-        if let Err(errno) = written {
+        if let Err(errno) = done.await {
             self.unsure.borrow_mut().extend(unsure);
             return Err(errno);
         }

@@ -6,7 +6,7 @@ use super::owner::Ploop;
 use crate::errno::Errno;
 use crate::target::{IoKind, Request};
 use crate::waits::yield_now;
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 use std::ops::Range;
 
 /// Clusters that are given back together.
@@ -81,7 +81,8 @@ impl Ploop {
             let cleared = top.source.device.zero(sector, self.cluster_sectors).await;
             self.link(&top, cluster, sector, old, cleared).await
         });
-        try_join_all(shadows).await.map(|_| ())
+        // All to the end: one that was dropped could still have its entry of the BAT changed.
+        join_all(shadows).await.into_iter().collect()
     }
 
     /// Gives clusters of the top delta back, whose locks are held. They can be used for something else when

@@ -12,7 +12,7 @@ use super::map::Place;
 use super::owner::Ploop;
 use crate::device;
 use crate::errno::Errno;
-use futures::stream::{StreamExt, TryStreamExt, iter};
+use futures::stream::{Stream, StreamExt, TryStreamExt, iter};
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
@@ -149,13 +149,27 @@ impl Ploop {
                 }
                 Ok(())
             });
-            let copies = copies.buffer_unordered(self.config.max_copies.max(1));
-            copies.try_collect::<()>().await?;
+            self.all_to_the_end(copies).await?;
             merge
                 .looked_at
                 .set((merge.looked_at.get() + PAGE_SLOTS).min(merge.total));
         }
         Ok(())
+    }
+
+    /// Runs copies, some at a time. After an error no more are begun, but those that are under way end: one
+    /// that was dropped could still have its entry of the BAT changed.
+    async fn all_to_the_end<T, F: Future<Output = Result<T, PloopError>>>(
+        &self,
+        copies: impl Stream<Item = F>,
+    ) -> Result<Vec<T>, PloopError> {
+        let failed = Cell::new(false);
+        let copies = copies
+            .take_while(|_| std::future::ready(!failed.get()))
+            .buffer_unordered(self.config.max_copies.max(1))
+            .inspect_err(|_| failed.set(true));
+        let results: Vec<_> = copies.collect().await;
+        results.into_iter().collect()
     }
 
     /// Copies a cluster into the top delta, if it is this one's. False: it is another's.
@@ -238,8 +252,7 @@ impl Ploop {
                 merge.copied.set(merge.copied.get() + 1);
                 Ok((cluster, known.is_none().then_some(place)))
             });
-            let copies = copies.buffer_unordered(self.config.max_copies.max(1));
-            let copied: Vec<(u64, Option<u64>)> = copies.try_collect().await?;
+            let copied = self.all_to_the_end(copies).await?;
             let new: Vec<_> = copied
                 .into_iter()
                 .filter(|(_, place)| place.is_some())

@@ -427,6 +427,11 @@ impl Ploop {
         }
     }
 
+    /// Gives the memory for places back; they are read again as they are asked for.
+    pub async fn drop_cache(&self) {
+        self.cache.forget(&self.dev, &self.channels).await;
+    }
+
     /// Ends the service, and closes the image: it is marked so when everything is durable. No I/O may be
     /// under way or come. The target is closed also when this fails; the image is then as after a crash.
     pub async fn close(&self) -> Result<(), PloopError> {

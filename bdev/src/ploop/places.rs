@@ -249,7 +249,7 @@ impl Ploop {
         }
         let failures = self.counters().bat_failures;
         let top = self.top();
-        top.mend().await?;
+        top.mend(|page| self.note_bat_dirty(page)).await?;
         if failures == self.counters().bat_failures && !top.is_sick() {
             self.dev.set_state(SICK, false);
         }
