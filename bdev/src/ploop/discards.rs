@@ -129,11 +129,12 @@ impl Ploop {
     async fn clear(&self, sector: u64, part: Range<u64>) -> Result<(), Errno> {
         let top = self.top();
         let len = part.end - part.start;
-        top.source.device.zero(sector + part.start, len).await?;
+        let cleared = top.source.device.zero(sector + part.start, len).await;
         let block = self.block_sectors();
+        // Also where it has failed a part of it may have been written.
         self.dev
             .note_dirty((sector + part.start) / block, len / block);
-        Ok(())
+        cleared
     }
 
     /// Has a part of a cluster, in sectors of it, read as zeroes.
