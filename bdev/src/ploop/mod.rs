@@ -5,7 +5,7 @@
 //! - `owner`: the one core where images change; `places`: where clusters are, and how that is changed;
 //!   `writes`, `discards`: what comes to the owner.
 //! - `chain`, `merge`, `resize`, `tracking`, `backup`: the messages. [`status`]: what is told.
-//! - [`create`]: new images.
+//! - [`create`]: new images. [`offline`]: images without a service.
 
 mod backup;
 mod chain;
@@ -17,6 +17,7 @@ pub mod image;
 pub mod map;
 mod merge;
 pub mod messages;
+pub mod offline;
 mod owner;
 mod places;
 mod resize;

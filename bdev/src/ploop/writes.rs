@@ -110,14 +110,15 @@ impl Ploop {
             }
             Err(errno) => Err(NotWritten::Untouched(errno)),
         };
+        // Also where it has failed: in a v1 image a cluster of the file has parts of two.
+        let first = sector / self.block_sectors();
+        self.dev.note_dirty(first, self.dev.logical_per_cluster());
         match linked {
             Ok(()) => {
                 self.count(|counters| {
                     counters.allocated += 1;
                     counters.copied += u64::from(old != Place::Hole);
                 });
-                let first = sector / self.block_sectors();
-                self.dev.note_dirty(first, self.dev.logical_per_cluster());
             }
             Err(NotWritten::Untouched(_)) => top.free(sector),
             Err(NotWritten::Unsure(_)) => top.note_unsure(sector),
