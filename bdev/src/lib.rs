@@ -1,6 +1,6 @@
 //! The device-mapper targets as polled-mode virtual bdevs.
 //!
-//! Each target has a folder (`thin/`, `era/`, `snapshot/`, later `ploop/`); what they share lies
+//! Each target has a folder (`thin/`, `era/`, `snapshot/`, `ploop/`); what they share lies
 //! beside them: the [`target`] trait, the per-core [`channel`] engine and the [`owner`]'s side of
 //! it, block [`locks`], and the [`runtime`] and [`device`] traits through which the host (SPDK or
 //! the simulator) is reached. Knows no SPDK.
@@ -13,8 +13,10 @@ pub mod errno;
 pub mod locks;
 pub mod owner;
 mod parked;
+pub mod ploop;
 pub mod runtime;
 pub mod snapshot;
 mod stage;
 pub mod target;
 pub mod thin;
+mod waits;

@@ -2,6 +2,7 @@
 
 use crate::xml::{ReadError, What};
 use bdev::era::EraError;
+use bdev::ploop::{PloopError, Problem};
 use bdev::thin::metadata::ThinError;
 use bdev::thin::metadata::restore::RestoreError;
 use std::io;
@@ -43,6 +44,17 @@ pub enum CliError {
         /// What.
         source: EraError,
     },
+    /// A ploop image.
+    #[error("{}: {source}", path.display())]
+    Image {
+        /// Which file or device.
+        path: PathBuf,
+        /// What.
+        source: Problem,
+    },
+    /// A chain of ploop images; the text names the image.
+    #[error(transparent)]
+    Ploop(#[from] PloopError),
     /// Metadata that cannot be read.
     #[error("{}: {what}; {advice}", path.display())]
     Damaged {
@@ -112,6 +124,12 @@ impl CliError {
     pub fn era(path: &Path) -> impl FnOnce(EraError) -> CliError {
         let path = path.to_owned();
         move |source| CliError::Era { path, source }
+    }
+
+    /// An error of the ploop image in this file.
+    pub fn image(path: &Path) -> impl FnOnce(Problem) -> CliError {
+        let path = path.to_owned();
+        move |source| CliError::Image { path, source }
     }
 
     /// An error of restoring from XML; `refused` makes it one of the output.

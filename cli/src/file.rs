@@ -33,29 +33,35 @@ pub struct FileDevice {
 impl FileDevice {
     /// Opens it; what is read or written moves `progress` on.
     pub fn open(path: &Path, access: Access, progress: Progress) -> Result<Rc<Self>, CliError> {
-        let file_type = std::fs::metadata(path)
-            .map_err(CliError::io(path))?
-            .file_type();
-        if !file_type.is_file() && !file_type.is_block_device() {
-            return Err(CliError::BadType(path.to_owned()));
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(access == Access::Write);
-        // Without O_CREAT this has a meaning for block devices only: not while they are in use.
-        if file_type.is_block_device() && access != Access::ReadShared {
-            options.custom_flags(libc::O_EXCL);
-        }
-        let mut file = options.open(path).map_err(|error| match error.kind() {
-            io::ErrorKind::ResourceBusy => CliError::Busy(path.to_owned()),
-            _ => CliError::io(path)(error),
-        })?;
-        let bytes = file.seek(SeekFrom::End(0)).map_err(CliError::io(path))?;
+        let (file, bytes) = open_file(path, access)?;
         Ok(Rc::new(FileDevice {
             file,
             nr_blocks: bytes / BLOCK_BYTES as u64,
             progress,
         }))
     }
+}
+
+/// Opens a file or block device, and tells its size in bytes.
+pub fn open_file(path: &Path, access: Access) -> Result<(File, u64), CliError> {
+    let file_type = std::fs::metadata(path)
+        .map_err(CliError::io(path))?
+        .file_type();
+    if !file_type.is_file() && !file_type.is_block_device() {
+        return Err(CliError::BadType(path.to_owned()));
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(access == Access::Write);
+    // Without O_CREAT this has a meaning for block devices only: not while they are in use.
+    if file_type.is_block_device() && access != Access::ReadShared {
+        options.custom_flags(libc::O_EXCL);
+    }
+    let mut file = options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => CliError::Busy(path.to_owned()),
+        _ => CliError::io(path)(error),
+    })?;
+    let bytes = file.seek(SeekFrom::End(0)).map_err(CliError::io(path))?;
+    Ok((file, bytes))
 }
 
 /// Whether two paths are the same file or block device.

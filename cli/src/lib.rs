@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod new_metadata;
 mod output;
+mod ploop;
 mod progress;
 mod thin;
 pub mod xml;
@@ -20,7 +21,8 @@ pub mod xml;
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Checks, dumps, restores and repairs device-mapper metadata in files and on block devices.
+/// Checks, dumps, restores and repairs device-mapper metadata in files and on block devices; makes, checks
+/// and converts ploop images.
 ///
 /// Exit codes: 0 all is well; 1 something is wrong with the metadata or with the command.
 #[derive(Parser)]
@@ -48,6 +50,9 @@ enum Command {
     /// Metadata of an era target
     #[command(subcommand)]
     Era(era::Verb),
+    /// ploop images
+    #[command(subcommand)]
+    Ploop(ploop::Verb),
     /// The same as for a thin pool without the word `thin`
     #[command(flatten)]
     Short(thin::Verb),
@@ -71,6 +76,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Thin(verb) | Command::Short(verb) => verb.run(cli.global),
         Command::Era(verb) => verb.run(cli.global),
+        Command::Ploop(verb) => verb.run(cli.global),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

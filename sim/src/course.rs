@@ -4,8 +4,14 @@ use crate::disk::{Disk, FaultRates};
 use crate::executor::{Coverage, Executor};
 use crate::history::Moment;
 use bdev::runtime::Runtime;
+use futures::future::{Either, select};
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// No life takes so long; if it does, something runs in circles.
+const POLLS: u64 = 6_000_000;
 
 /// What every world of a run has.
 pub struct Course {
@@ -63,6 +69,50 @@ impl Course {
         }
     }
 
+    /// Runs one life to its end: its result, or what has gone wrong meanwhile.
+    pub fn run_life(
+        &self,
+        life: impl Future<Output = Result<(), String>> + 'static,
+    ) -> Result<(), String> {
+        match self.run_to_end(life) {
+            Some(result) => result.and_then(|()| self.failure()),
+            None => Err(match self.failure() {
+                Err(failure) => failure,
+                Ok(()) => "deadlock, or no end".to_owned(),
+            }),
+        }
+    }
+
+    /// Runs something to its end. None: a deadlock, or it has none.
+    pub fn run_to_end<T: 'static>(&self, main: impl Future<Output = T> + 'static) -> Option<T> {
+        self.executor.run(main, POLLS)
+    }
+
+    /// Has clients and operators end, and waits for that.
+    pub async fn end_clients(&self) {
+        self.stopping.set(true);
+        while self.running.get() > 0 {
+            self.executor.pass(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits for a clean shutdown, which may hang only where something fails.
+    pub async fn shut_down_within(
+        &self,
+        limit: Duration,
+        closing: impl Future<Output = Result<(), String>>,
+    ) -> Result<(), String> {
+        let too_long = pin!(self.executor.pass(limit));
+        match select(pin!(closing), too_long).await {
+            Either::Left((result, _)) => result,
+            Either::Right(_) if self.faulty.get() => {
+                self.executor.count("shutdowns that hang");
+                Ok(())
+            }
+            Either::Right(_) => Err("a clean shutdown hangs".to_owned()),
+        }
+    }
+
     /// Takes a disk away after so many delays, if that is what was rolled.
     pub fn remove_later(&self, removal: Option<(u64, Rc<Disk>)>) {
         let Some((delays, disk)) = removal else {
@@ -93,7 +143,7 @@ pub trait Lives {
     /// The world of a seed.
     fn begin(executor: &Rc<Executor>) -> Self;
     /// Its disks.
-    fn disks(&self) -> [&Rc<Disk>; 2];
+    fn disks(&self) -> Vec<&Rc<Disk>>;
     /// One life, from opening to the moment before the power cut.
     fn live(&self, number: u64, lying: bool) -> Result<(), String>;
     /// The power cut, and what must be true after it.

@@ -3,7 +3,7 @@
 //! Everything that happens follows from a seed: which ready task runs next, how long an I/O takes, which
 //! fails, what a crash leaves of what was not flushed. [`thin`] is the workload for thin pools,
 //! [`era`] that for era targets,
-//! [`snapshot`] that for an origin and its snapshots.
+//! [`snapshot`] that for an origin and its snapshots, [`ploop`] that for a ploop device.
 #![forbid(unsafe_code)]
 
 pub mod cores;
@@ -12,5 +12,6 @@ pub mod disk;
 pub mod era;
 pub mod executor;
 pub mod history;
+pub mod ploop;
 pub mod snapshot;
 pub mod thin;

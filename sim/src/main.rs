@@ -1,6 +1,7 @@
 //! Runs seeds of the simulator; `make sim SEEDS=n START=s`.
 
 use clap::{Parser, ValueEnum};
+use sim::course::Options;
 use sim::executor::Coverage;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -36,37 +37,35 @@ enum Target {
     Era,
     /// An origin and its snapshots.
     Snapshot,
+    /// A ploop device.
+    Ploop,
     /// Every seed on each.
     All,
 }
 
+/// Runs a seed of one workload.
+type Run = fn(u64, Options) -> Result<Coverage, String>;
+
+/// The workloads by name.
+const WORKLOADS: [(Target, &str, Run); 4] = [
+    (Target::Thin, "thin", sim::thin::run),
+    (Target::Era, "era", sim::era::run),
+    (Target::Snapshot, "snapshot", sim::snapshot::run),
+    (Target::Ploop, "ploop", sim::ploop::run),
+];
+
 fn run(target: Target, seed: u64, trace: bool) -> Result<Coverage, String> {
     let mut coverage = Coverage::new();
-    if matches!(target, Target::Thin | Target::All) {
-        let options = sim::thin::Options {
-            trace,
-            ..Default::default()
-        };
-        let thin = sim::thin::run(seed, options);
-        coverage.extend(thin.map_err(|failure| format!("--target thin: {failure}"))?);
-    }
-    if matches!(target, Target::Era | Target::All) {
-        let options = sim::era::Options {
-            trace,
-            ..Default::default()
-        };
-        let era = sim::era::run(seed, options);
-        for (what, count) in era.map_err(|failure| format!("--target era: {failure}"))? {
-            *coverage.entry(what).or_default() += count;
+    for (workload, name, run) in WORKLOADS {
+        if target != workload && target != Target::All {
+            continue;
         }
-    }
-    if matches!(target, Target::Snapshot | Target::All) {
-        let options = sim::snapshot::Options {
+        let options = Options {
             trace,
             ..Default::default()
         };
-        let snapshot = sim::snapshot::run(seed, options);
-        for (what, count) in snapshot.map_err(|failure| format!("--target snapshot: {failure}"))? {
+        let counts = run(seed, options).map_err(|failure| format!("--target {name}: {failure}"))?;
+        for (what, count) in counts {
             *coverage.entry(what).or_default() += count;
         }
     }

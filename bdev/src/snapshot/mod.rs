@@ -23,7 +23,6 @@ mod snapshot_io;
 pub mod status;
 pub mod store;
 pub mod table;
-mod waits;
 
 pub use error::SnapshotError;
 pub use events::SnapshotEvent;

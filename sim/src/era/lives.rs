@@ -9,28 +9,16 @@ use bdev::era::metadata::EraMetadata;
 use bdev::era::{Era, EraError, EraTarget, EraTargetError, View};
 use bdev::runtime::Runtime;
 use bdev::target::{IoKind, Request};
-use futures::future::{Either, select};
 use std::cell::Cell;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// No life takes so long; if it does, something runs in circles.
-const POLLS: u64 = 6_000_000;
 
 /// How long a clean shutdown may take.
 const SHUTDOWN: Duration = Duration::from_secs(200);
 
 /// One life, from opening to the moment before the power cut.
 pub fn live(world: &Rc<World>, number: u64, lying: bool) -> Result<(), String> {
-    let main = whole_life(world.clone(), number, lying);
-    match world.executor.run(main, POLLS) {
-        Some(result) => result.and_then(|()| world.failure()),
-        None => Err(match world.failure() {
-            Err(failure) => failure,
-            Ok(()) => "deadlock, or no end".to_owned(),
-        }),
-    }
+    world.run_life(whole_life(world.clone(), number, lying))
 }
 
 async fn open(world: &Rc<World>) -> Result<Rc<Era>, EraTargetError> {
@@ -106,13 +94,8 @@ async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), St
     dice.count_many("era: writesets digested", counters.digested);
     dice.count_many("era: operations given up", counters.failures);
     if dice.one_in(4) {
-        let closing = pin!(shut_down(&world, &era, &cores));
-        let too_long = pin!(dice.pass(SHUTDOWN));
-        match select(closing, too_long).await {
-            Either::Left((result, _)) => result?,
-            Either::Right(_) if world.faulty.get() => dice.count("shutdowns that hang"),
-            Either::Right(_) => return Err("a clean shutdown hangs".to_owned()),
-        }
+        let closing = shut_down(&world, &era, &cores);
+        world.shut_down_within(SHUTDOWN, closing).await?;
     }
     world.failure()
 }
@@ -161,10 +144,7 @@ async fn shut_down(
     cores: &Rc<Cores<EraTarget>>,
 ) -> Result<(), String> {
     let dice = &world.executor;
-    world.stopping.set(true);
-    while world.running.get() > 0 {
-        dice.pass(Duration::from_millis(50)).await;
-    }
+    world.end_clients().await;
     let closed = era.close().await;
     cores.leave();
     match closed {
@@ -185,7 +165,7 @@ pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
     let now = world.tick();
     world.ledger.borrow_mut().power_cut(now);
     dice.count("power cuts");
-    match dice.run(check(world.clone()), POLLS) {
+    match world.run_to_end(check(world.clone())) {
         Some(Ok(())) => {}
         Some(Err(EraError::Blank)) if !world.formatted.get() => {}
         Some(Err(error)) => return Err(format!("check after a crash: {error}")),

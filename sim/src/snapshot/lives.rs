@@ -9,33 +9,16 @@ use bdev::runtime::Runtime;
 use bdev::snapshot::store::check;
 use bdev::snapshot::{Condition, Origin, SnapshotError, SnapshotTarget, State, StoreKind, Volume};
 use bdev::target::BaseId;
-use futures::future::{Either, select};
-use std::cell::{Cell, RefCell};
-use std::pin::pin;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// No life takes so long; if it does, something runs in circles.
-const POLLS: u64 = 6_000_000;
 
 /// How long a clean shutdown may take.
 const SHUTDOWN: Duration = Duration::from_secs(400);
 
-thread_local! {
-    /// The origin of this life, for a look at it after the power cut.
-    static LAST: RefCell<Option<Rc<Origin>>> = const { RefCell::new(None) };
-}
-
 /// One life, from opening to the moment before the power cut.
 pub fn live(world: &Rc<World>, lying: bool) -> Result<(), String> {
-    let main = whole_life(world.clone(), lying);
-    match world.executor.run(main, POLLS) {
-        Some(result) => result.and_then(|()| world.failure()),
-        None => Err(match world.failure() {
-            Err(failure) => failure,
-            Ok(()) => "deadlock, or no end".to_owned(),
-        }),
-    }
+    world.run_life(whole_life(world.clone(), lying))
 }
 
 async fn whole_life(world: Rc<World>, lying: bool) -> Result<(), String> {
@@ -49,7 +32,7 @@ async fn whole_life(world: Rc<World>, lying: bool) -> Result<(), String> {
         true,
     );
     let origin = opened.map_err(|error| format!("open: {error}"))?;
-    LAST.set(Some(origin.clone()));
+    *world.last.borrow_mut() = Some(origin.clone());
     let cores = Cores::new(
         &dice,
         world.shape.cores,
@@ -93,13 +76,8 @@ async fn whole_life(world: Rc<World>, lying: bool) -> Result<(), String> {
     dice.count_many("snapshot: merged chunks", counters.merged);
     dice.count_many("snapshot: page loads", counters.page_loads);
     if dice.one_in(4) {
-        let closing = pin!(shut_down(&world, &origin, &cores));
-        let too_long = pin!(dice.pass(SHUTDOWN));
-        match select(closing, too_long).await {
-            Either::Left((result, _)) => result?,
-            Either::Right(_) if world.faulty.get() => dice.count("shutdowns that hang"),
-            Either::Right(_) => return Err("a clean shutdown hangs".to_owned()),
-        }
+        let closing = shut_down(&world, &origin, &cores);
+        world.shut_down_within(SHUTDOWN, closing).await?;
     }
     world.failure()
 }
@@ -201,10 +179,7 @@ async fn shut_down(
     cores: &Rc<Cores<SnapshotTarget>>,
 ) -> Result<(), String> {
     let dice = &world.executor;
-    world.stopping.set(true);
-    while world.running.get() > 0 {
-        dice.pass(Duration::from_millis(50)).await;
-    }
+    world.end_clients().await;
     let closed = origin.close().await;
     cores.leave();
     dice.count("clean shutdowns");
@@ -215,7 +190,7 @@ async fn shut_down(
 pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
     let dice = &world.executor;
     // A moment's look at what was going on, which no disk knows.
-    if let Some(origin) = LAST.take() {
+    if let Some(origin) = world.last.take() {
         for status in origin.status().snapshots {
             let number = world
                 .shape
@@ -247,7 +222,7 @@ pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
         target.volume.take();
     }
     dice.count("power cuts");
-    match dice.run(check_all(world.clone()), POLLS) {
+    match world.run_to_end(check_all(world.clone())) {
         Some(result) => result,
         None => Err("the check has no end".to_owned()),
     }

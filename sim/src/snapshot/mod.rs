@@ -9,36 +9,33 @@ mod lives;
 mod manager;
 mod world;
 
-use crate::disk::FaultRates;
-use crate::executor::{Coverage, Executor};
+pub use crate::course::Options;
 
-/// Changes to what a run does.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
-    /// Print what happens.
-    pub trace: bool,
-    /// The disks lie: one flush in so many is not carried out. For showing that this is found.
-    pub lost_flush: u64,
-}
+use crate::course::{self, Lives};
+use crate::disk::Disk;
+use crate::executor::{Coverage, Executor};
+use std::rc::Rc;
+use world::World;
 
 /// Runs a seed: what happened how often, or what was wrong.
 pub fn run(seed: u64, options: Options) -> Result<Coverage, String> {
-    let executor = Executor::new(seed);
-    if options.trace {
-        executor.start_tracing();
+    course::run::<Rc<World>>(seed, options)
+}
+
+impl Lives for Rc<World> {
+    fn begin(executor: &Rc<Executor>) -> Self {
+        World::new(executor)
     }
-    let world = world::World::new(&executor);
-    for number in 0..5 {
-        executor.trace(|| format!("life {number}"));
-        let lie = FaultRates {
-            lost_flush: options.lost_flush,
-            ..FaultRates::default()
-        };
-        for disk in world.disks() {
-            disk.set_faults(lie);
-        }
-        lives::live(&world, options.lost_flush > 0)?;
-        lives::cut_power(&world)?;
+
+    fn disks(&self) -> Vec<&Rc<Disk>> {
+        World::disks(self).iter().collect()
     }
-    Ok(executor.coverage())
+
+    fn live(&self, _: u64, lying: bool) -> Result<(), String> {
+        lives::live(self, lying)
+    }
+
+    fn cut_power(&self) -> Result<(), String> {
+        lives::cut_power(self)
+    }
 }

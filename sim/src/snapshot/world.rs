@@ -4,7 +4,7 @@ use crate::course::Course;
 use crate::disk::{Disk, FaultRates, Geometry};
 use crate::executor::Executor;
 use crate::history::History;
-use bdev::snapshot::{Discards, OriginConfig, SnapshotConfig, StoreKind, Volume};
+use bdev::snapshot::{Discards, Origin, OriginConfig, SnapshotConfig, StoreKind, Volume};
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
@@ -117,6 +117,8 @@ pub struct World {
     pub uses: [Cell<Use>; NR_COWS],
     /// A snapshot was seen invalid, whatever its store says.
     pub dead: [Cell<bool>; NR_COWS],
+    /// The origin of this life, for a look at it after the power cut.
+    pub last: RefCell<Option<Rc<Origin>>>,
 }
 
 impl Deref for World {
@@ -172,6 +174,7 @@ impl World {
             targets,
             uses: [const { Cell::new(Use::Free) }; NR_COWS],
             dead: [const { Cell::new(false) }; NR_COWS],
+            last: RefCell::default(),
         })
     }
 

@@ -11,30 +11,17 @@ use bdev::target::{IoKind, Request};
 use bdev::thin::metadata::check::clear_needs_check;
 use bdev::thin::metadata::{OpenOptions, ThinMetadata};
 use bdev::thin::{Pool, Thin, ThinDev};
-use futures::future::{Either, select};
 use std::cell::Cell;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// No life takes so long; if it does, something runs in circles.
-const POLLS: u64 = 6_000_000;
 
 /// How long a clean shutdown may take: longer than writes wait for space.
 const SHUTDOWN: Duration = Duration::from_secs(200);
 
 /// One life, from opening to the moment before the power cut.
 pub fn live(world: &Rc<World>, number: u64, lying: bool) -> Result<(), String> {
-    let main = whole_life(world.clone(), number, lying);
-    let result = world.executor.run(main, POLLS);
-    match result {
-        Some(result) => result.and_then(|()| world.failure()),
-        None => Err(match world.failure() {
-            Err(failure) => failure,
-            Ok(()) => "deadlock, or no end".to_owned(),
-        }),
-    }
+    world.run_life(whole_life(world.clone(), number, lying))
 }
 
 async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), String> {
@@ -110,13 +97,8 @@ async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), St
     });
     tally(&dice, &pool);
     if dice.one_in(4) {
-        let closing = pin!(shut_down(&world, &pool, &cores));
-        let too_long = pin!(dice.pass(SHUTDOWN));
-        match select(closing, too_long).await {
-            Either::Left((result, _)) => result?,
-            Either::Right(_) if world.faulty.get() => dice.count("shutdowns that hang"),
-            Either::Right(_) => return Err("a clean shutdown hangs".to_owned()),
-        }
+        let closing = shut_down(&world, &pool, &cores);
+        world.shut_down_within(SHUTDOWN, closing).await?;
     }
     world.failure()
 }
@@ -255,10 +237,7 @@ async fn shut_down(
     cores: &Rc<Cores<Thin>>,
 ) -> Result<(), String> {
     let dice = &world.executor;
-    world.stopping.set(true);
-    while world.running.get() > 0 {
-        dice.pass(Duration::from_millis(50)).await;
-    }
+    world.end_clients().await;
     let began = world.tick();
     let mut clean = true;
     for id in pool.active_ids() {
@@ -303,7 +282,7 @@ pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
         }
         Ok::<_, bdev::thin::metadata::ThinError>(findings)
     };
-    match dice.run(check, POLLS) {
+    match world.run_to_end(check) {
         Some(Ok(findings)) if findings.is_empty() => {}
         Some(Ok(findings)) => return Err(format!("check after a crash: {findings:?}")),
         Some(Err(error)) => return Err(format!("check after a crash: {error}")),

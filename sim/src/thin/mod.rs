@@ -27,8 +27,8 @@ impl Lives for Rc<World> {
         World::new(executor)
     }
 
-    fn disks(&self) -> [&Rc<Disk>; 2] {
-        [&self.metadata, &self.data]
+    fn disks(&self) -> Vec<&Rc<Disk>> {
+        vec![&self.metadata, &self.data]
     }
 
     fn live(&self, number: u64, lying: bool) -> Result<(), String> {

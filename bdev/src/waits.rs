@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 /// Wakes all that wait.
 #[derive(Default)]
-pub(super) struct Bell(RefCell<Vec<oneshot::Sender<()>>>);
+pub(crate) struct Bell(RefCell<Vec<oneshot::Sender<()>>>);
 
 impl Bell {
     /// Completes at the next ring after this call.
@@ -27,7 +27,7 @@ impl Bell {
 
 /// Closed while snapshots come and go; writes of the origin wait before it.
 #[derive(Default)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     closed: Cell<bool>,
     opened: Bell,
     generation: Cell<u64>,
@@ -62,7 +62,7 @@ impl Gate {
 
 /// Tasks at work, to be waited for.
 #[derive(Default)]
-pub(super) struct Tasks {
+pub(crate) struct Tasks {
     running: Cell<u64>,
     idle: Bell,
 }
@@ -90,13 +90,13 @@ impl Tasks {
 }
 
 /// So many at a time.
-pub(super) struct Permits {
+pub(crate) struct Permits {
     left: Cell<usize>,
     waiting: RefCell<VecDeque<oneshot::Sender<()>>>,
 }
 
 /// One of them, until dropped.
-pub(super) struct Permit<'a>(&'a Permits);
+pub(crate) struct Permit<'a>(&'a Permits);
 
 impl Permits {
     pub fn new(count: usize) -> Self {

@@ -1,0 +1,327 @@
+//! Push backup: the device's content of one moment, read from outside while the guest goes on writing
+//! (ploop.md, Messages).
+//!
+//! Writes to clusters that have not been read wait at the owner, and these clusters are asked for first. No
+//! write waits for ever: when one has waited too long the backup expires, and all go on.
+
+use super::error::PloopError;
+use super::map::{BACKUP, PloopTarget};
+use super::owner::Ploop;
+use crate::channel::Deferred;
+use crate::era::marks::Marks;
+use crate::errno::Errno;
+use crate::target::Request;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of the longest uuid.
+const MAX_UUID_BYTES: usize = 39;
+
+/// How long a held write waits, unless told.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest that can be told.
+const MAX_TIMEOUT: Duration = Duration::from_secs(17_999);
+
+/// The name of a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uuid(String);
+
+impl FromStr for Uuid {
+    type Err = String;
+
+    /// 1 to 39 printable characters.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_name = text.bytes().all(|byte| byte.is_ascii_graphic());
+        match !text.is_empty() && text.len() <= MAX_UUID_BYTES && is_name {
+            true => Ok(Uuid(text.to_owned())),
+            false => Err(format!(
+                "'{text}' is no uuid: it must have 1 to {MAX_UUID_BYTES} characters, without spaces"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A backup that runs, or has expired.
+pub(super) struct Backup {
+    pub uuid: Uuid,
+    number: u64,
+    marks: Arc<Marks>,
+    nr_clusters: u64,
+    /// Clusters that have yet to be read.
+    pub remaining: Cell<u64>,
+    /// Those that writes wait for and that nobody was told of.
+    pending: RefCell<VecDeque<u64>>,
+    /// Those that writes wait for.
+    wanted: RefCell<BTreeSet<u64>>,
+    pub held: RefCell<Vec<Deferred<PloopTarget>>>,
+    timeout: Duration,
+    /// When it expires, while writes wait.
+    pub deadline: Cell<Option<Duration>>,
+    pub expired: Cell<bool>,
+    /// A task watches the deadline.
+    watched: Cell<bool>,
+}
+
+impl Ploop {
+    /// Begins a push backup of all guest clusters, or of these; every write that has been answered is in
+    /// it, none that comes after the answer. `timeout`: how long a write waits at most, none for 60 s.
+    /// Errors: EEXIST, EBUSY while writes are tracked or something else goes on, E2BIG for a cluster that is
+    /// not there, EINVAL for a timeout that cannot be.
+    pub async fn push_backup_start(
+        &self,
+        uuid: Uuid,
+        clusters: Option<&[Range<u64>]>,
+        timeout: Option<Duration>,
+    ) -> Result<(), PloopError> {
+        if self.backup.borrow().is_some() {
+            return Err(PloopError::Exists {
+                name: self.name(),
+                what: "a push backup",
+            });
+        }
+        let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
+        if timeout < Duration::from_secs(1) || timeout > MAX_TIMEOUT {
+            return Err(PloopError::Invalid(format!(
+                "ploop '{}': a timeout of {} s is not possible: 1 to {} s are",
+                self.config.name,
+                timeout.as_secs_f64(),
+                MAX_TIMEOUT.as_secs()
+            )));
+        }
+        let _message = self.begin_change()?;
+        let nr_clusters = self.nr_clusters();
+        let marks = Marks::new(nr_clusters);
+        let all = 0..nr_clusters;
+        for range in clusters.unwrap_or(std::slice::from_ref(&all)) {
+            self.check_clusters(range)?;
+            marks.ensure(range.clone());
+            marks.mark(range.clone());
+        }
+        let marks = Arc::new(marks);
+        let remaining = match clusters {
+            None => nr_clusters,
+            Some(_) => all.filter(|cluster| marks.is_marked(*cluster)).count() as u64,
+        };
+        let held = self.hold().await;
+        let number = self.next_backup.get();
+        self.next_backup.set(number + 1);
+        *self.backup.borrow_mut() = Some(Rc::new(Backup {
+            uuid,
+            number,
+            nr_clusters,
+            remaining: Cell::new(remaining),
+            marks: marks.clone(),
+            pending: RefCell::default(),
+            wanted: RefCell::default(),
+            held: RefCell::default(),
+            timeout,
+            deadline: Cell::new(None),
+            expired: Cell::new(false),
+            watched: Cell::new(false),
+        }));
+        self.dev.to_back_up.store(Some(marks));
+        self.dev.set_state(BACKUP, true);
+        self.serve_again(held);
+        Ok(())
+    }
+
+    fn check_clusters(&self, range: &Range<u64>) -> Result<(), PloopError> {
+        let nr_clusters = self.nr_clusters();
+        match range.start <= range.end && range.end <= nr_clusters {
+            true => Ok(()),
+            false => Err(PloopError::OutOfRange {
+                name: self.name(),
+                cluster: range.end.saturating_sub(1).max(range.start),
+                nr_clusters,
+            }),
+        }
+    }
+
+    /// The backup of this uuid. Errors: EBADF, EINVAL.
+    fn backup(&self, uuid: &Uuid) -> Result<Rc<Backup>, PloopError> {
+        let backup = self.backup.borrow().clone();
+        let backup = backup.ok_or_else(|| PloopError::NoBackup(self.name()))?;
+        match backup.uuid == *uuid {
+            true => Ok(backup),
+            false => Err(PloopError::WrongUuid(self.name())),
+        }
+    }
+
+    /// The same, unless it has expired: ESTALE.
+    fn active_backup(&self, uuid: &Uuid) -> Result<Rc<Backup>, PloopError> {
+        let backup = self.backup(uuid)?;
+        match backup.expired.get() {
+            false => Ok(backup),
+            true => Err(PloopError::Expired(self.name())),
+        }
+    }
+
+    /// Takes up to `max` clusters that writes wait for; each is told once. Errors: ENOENT if there is none;
+    /// EINVAL, EBADF, ESTALE.
+    pub fn push_backup_read(&self, uuid: &Uuid, max: usize) -> Result<Vec<u64>, PloopError> {
+        let backup = self.active_backup(uuid)?;
+        let mut pending = backup.pending.borrow_mut();
+        let count = pending.len().min(max.max(1));
+        let found: Vec<u64> = pending.drain(..count).collect();
+        match found.is_empty() {
+            true => Err(PloopError::Nothing(Errno::ENOENT)),
+            false => Ok(found),
+        }
+    }
+
+    /// These clusters have been read: what waits for them goes on. Errors: E2BIG, EINVAL, EBADF, ESTALE.
+    pub fn push_backup_write(&self, uuid: &Uuid, clusters: Range<u64>) -> Result<(), PloopError> {
+        let backup = self.active_backup(uuid)?;
+        if clusters.start > clusters.end || clusters.end > backup.nr_clusters {
+            return Err(PloopError::OutOfRange {
+                name: self.name(),
+                cluster: clusters.end.saturating_sub(1).max(clusters.start),
+                nr_clusters: backup.nr_clusters,
+            });
+        }
+        let left = clusters
+            .clone()
+            .filter(|cluster| backup.marks.is_marked(*cluster));
+        let nr = left.count() as u64;
+        backup
+            .remaining
+            .set(backup.remaining.get().saturating_sub(nr));
+        backup.marks.unmark(clusters.clone());
+        let mut wanted = backup.wanted.borrow_mut();
+        let over: Vec<u64> = wanted.range(clusters.clone()).copied().collect();
+        for cluster in &over {
+            wanted.remove(cluster);
+        }
+        drop(wanted);
+        backup
+            .pending
+            .borrow_mut()
+            .retain(|cluster| !clusters.contains(cluster));
+        if !over.is_empty() {
+            self.release(&backup);
+        }
+        Ok(())
+    }
+
+    /// Lets go what waits for nothing any more; the deadline begins anew for the rest.
+    fn release(&self, backup: &Rc<Backup>) {
+        let all = backup.held.take();
+        let is_over = |deferred: &Deferred<PloopTarget>| {
+            backup.expired.get() || !backup.marks.has_any(self.clusters_of(&deferred.request))
+        };
+        let (over, still): (Vec<_>, Vec<_>) = all.into_iter().partition(is_over);
+        let deadline = (!still.is_empty()).then(|| self.runtime.now() + backup.timeout);
+        backup.deadline.set(deadline);
+        *backup.held.borrow_mut() = still;
+        for deferred in over {
+            self.channels.retry(&deferred);
+        }
+    }
+
+    /// The uuid of the backup. Error: EBADF.
+    pub fn push_backup_get_uuid(&self) -> Result<Uuid, PloopError> {
+        let backup = self.backup.borrow();
+        let backup = backup.as_ref();
+        backup
+            .map(|backup| backup.uuid.clone())
+            .ok_or_else(|| PloopError::NoBackup(self.name()))
+    }
+
+    /// Ends a backup, also one that has expired: all that waits goes on. Errors: ENOENT, EINVAL.
+    pub fn push_backup_stop(&self, uuid: &Uuid) -> Result<(), PloopError> {
+        let backup = match self.backup(uuid) {
+            Err(PloopError::NoBackup(name)) => Err(PloopError::NotStarted {
+                name,
+                what: "a push backup",
+            }),
+            other => other,
+        }?;
+        self.backup.take();
+        self.end_backup(&backup);
+        Ok(())
+    }
+
+    /// All that waits goes on.
+    pub(super) fn end_backup(&self, backup: &Rc<Backup>) {
+        self.dev.set_state(BACKUP, false);
+        self.dev.to_back_up.store(None);
+        backup.expired.set(true);
+        self.release(backup);
+    }
+
+    fn clusters_of(&self, request: &Request) -> Range<u64> {
+        let last = request.offset_blocks + request.nr_blocks.saturating_sub(1);
+        self.dev.cluster(request.offset_blocks)..self.dev.cluster(last) + 1
+    }
+
+    /// The backup that a write has to wait for.
+    pub(super) fn backup_of(&self, request: &Request) -> Option<Rc<Backup>> {
+        let backup = self.backup.borrow().clone()?;
+        let waits = !backup.expired.get() && backup.marks.has_any(self.clusters_of(request));
+        waits.then_some(backup)
+    }
+
+    /// Keeps a write until the clusters it goes to have been read.
+    pub(super) fn hold_for_backup(&self, backup: &Rc<Backup>, deferred: Deferred<PloopTarget>) {
+        for cluster in self.clusters_of(&deferred.request) {
+            if backup.marks.is_marked(cluster) && backup.wanted.borrow_mut().insert(cluster) {
+                backup.pending.borrow_mut().push_back(cluster);
+            }
+        }
+        backup.held.borrow_mut().push(deferred);
+        if backup.deadline.get().is_none() {
+            backup
+                .deadline
+                .set(Some(self.runtime.now() + backup.timeout));
+            if !backup.watched.replace(true) {
+                self.watch(backup);
+            }
+        }
+    }
+
+    /// Waits for the deadline, as long as there is one.
+    fn watch(&self, backup: &Rc<Backup>) {
+        let (me, backup) = (self.me.clone(), backup.clone());
+        let runtime = self.runtime.clone();
+        self.runtime.spawn(Box::pin(async move {
+            while let Some(deadline) = backup.deadline.get() {
+                let now = runtime.now();
+                if now < deadline {
+                    runtime.sleep(deadline - now).await;
+                    continue;
+                }
+                if let Some(ploop) = me.upgrade() {
+                    ploop.expire(&backup);
+                }
+                break;
+            }
+            backup.watched.set(false);
+        }));
+    }
+
+    fn expire(&self, backup: &Rc<Backup>) {
+        let current = self.backup.borrow().as_ref().map(|backup| backup.number);
+        if current != Some(backup.number) || backup.expired.get() {
+            return;
+        }
+        log::error!(
+            "ploop '{}': the push backup has expired: a write has waited for {} s",
+            self.config.name,
+            backup.timeout.as_secs()
+        );
+        self.end_backup(backup);
+    }
+}

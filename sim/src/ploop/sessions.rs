@@ -1,0 +1,233 @@
+//! Tracking and push backup, as those who use them see them.
+
+use super::operator::Operator;
+use super::world::World;
+use crate::history::{History, Since};
+use bdev::device::{ByteDevice, DataDevice};
+use bdev::errno::Errno;
+use bdev::ploop::image::survey::Survey;
+use bdev::ploop::{PloopError, Uuid};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+impl Operator {
+    /// Copies the top image while it is written: at the end the copy is the image.
+    pub async fn track(&self) {
+        let world = &self.world;
+        if self
+            .judge("tracking_start", self.ploop.tracking_start())
+            .is_none()
+        {
+            return;
+        }
+        if !matches!(self.ploop.tracking_start(), Err(PloopError::Exists { .. })) {
+            world.fail("tracking was started twice".to_owned());
+        }
+        let mut copy = BTreeMap::new();
+        if self.copy_image(&mut copy).await.is_some() {
+            self.compare_copy(&copy).await;
+        }
+        self.judge("tracking_stop", self.ploop.tracking_stop());
+    }
+
+    /// Some of it while clients write, the rest while they pause. None: it cannot be read.
+    async fn copy_image(&self, copy: &mut BTreeMap<u64, Vec<u8>>) -> Option<()> {
+        let world = &self.world;
+        for _ in 0..world.executor.below(20) {
+            let max = 1 + world.executor.below(40) as usize;
+            self.take_over(max, copy).await?;
+            world.executor.delay().await;
+        }
+        if !world.pause().await {
+            return None;
+        }
+        while self.take_over(usize::MAX, copy).await? {}
+        Some(())
+    }
+
+    /// Copies what was written. False: nothing was. None: it cannot be read.
+    async fn take_over(&self, max: usize, copy: &mut BTreeMap<u64, Vec<u8>>) -> Option<bool> {
+        let written = match self.ploop.tracking_get_next(max).await {
+            Err(PloopError::Nothing(Errno::EAGAIN)) => return Some(false),
+            other => self.judge("tracking_get_next", other)?,
+        };
+        self.world
+            .executor
+            .trace(|| format!("written: {written:?}"));
+        for cluster in written {
+            let bytes = self.read_cluster(cluster).await?;
+            copy.insert(cluster, bytes);
+        }
+        Some(true)
+    }
+
+    /// A cluster of the top image's file. None: it cannot be read.
+    async fn read_cluster(&self, cluster: u64) -> Option<Vec<u8>> {
+        let top = self.world.disk(self.world.chain.borrow().top);
+        let sectors = self.world.shape.cluster_sectors();
+        let first = cluster * sectors;
+        let len = sectors.min(DataDevice::nr_sectors(&*top).saturating_sub(first));
+        let mut bytes = vec![0; len as usize * 512];
+        let read = top.read_bytes(first, &mut bytes).await;
+        if read.is_err() && !self.world.faulty.get() {
+            self.world
+                .fail(format!("cluster {cluster} of the file cannot be read"));
+        }
+        read.ok().map(|()| bytes)
+    }
+
+    /// Header and BAT, and every cluster that is in use, are in the copy as they are in the image.
+    async fn compare_copy(&self, copy: &BTreeMap<u64, Vec<u8>>) {
+        let world = &self.world;
+        let top = world.disk(world.chain.borrow().top);
+        if self.ploop.status().bat_unsure {
+            return;
+        }
+        let Ok(survey) = Survey::of(&*top).await else {
+            return;
+        };
+        let sectors = world.shape.cluster_sectors();
+        let data = survey.header.data();
+        let used = survey.space.used().flat_map(|place| {
+            // In a v1 image it may be in two of the file.
+            place / sectors..(place + sectors).div_ceil(sectors)
+        });
+        for cluster in (0..data.div_ceil(sectors)).chain(used) {
+            let Some(now) = self.read_cluster(cluster).await else {
+                return;
+            };
+            if copy.get(&cluster) != Some(&now) {
+                return world.fail(format!("cluster {cluster} was written, and not told"));
+            }
+        }
+        world.executor.count("copies by tracking");
+    }
+
+    /// Reads the device, or a part of it, as of one moment, while it is written.
+    pub async fn back_up(&self) {
+        let world = &self.world;
+        let dice = &world.executor;
+        let Ok(uuid) = "backup".parse::<Uuid>() else {
+            return;
+        };
+        let nr = self.ploop.nr_clusters();
+        let chosen = match dice.one_in(2) {
+            true => None,
+            false => {
+                let first = dice.below(nr);
+                Some(first..first + 1 + dice.below((nr - first).min(9)))
+            }
+        };
+        let timeout = Duration::from_secs(1 + dice.below(3));
+        let began = world.tick();
+        world.history.borrow_mut().begin_read(began);
+        let started = self
+            .ploop
+            .push_backup_start(
+                uuid.clone(),
+                chosen.as_ref().map(std::slice::from_ref),
+                Some(timeout),
+            )
+            .await;
+        let now = world.tick();
+        let picture = world.history.borrow().snapshot(Since::Read(began), now);
+        world.history.borrow_mut().end_read(began);
+        if self.judge("push_backup_start", started).is_none() {
+            return;
+        }
+        let part = chosen.clone().unwrap_or(0..nr);
+        let read = self.read_backup(&uuid, part.collect()).await;
+        if let Some(read) = read {
+            check_picture(world, picture, &read, chosen.is_none());
+        }
+        self.judge("push_backup_stop", self.ploop.push_backup_stop(&uuid));
+    }
+
+    /// What was read, by cluster. None: not all could be.
+    async fn read_backup(
+        &self,
+        uuid: &Uuid,
+        mut left: Vec<u64>,
+    ) -> Option<BTreeMap<u64, Vec<u64>>> {
+        let world = &self.world;
+        let dice = &world.executor;
+        let per = world.shape.per_cluster;
+        let mut read = BTreeMap::new();
+        while !left.is_empty() && !world.stopping.get() {
+            let wanted = match self
+                .ploop
+                .push_backup_read(uuid, 1 + dice.below(4) as usize)
+            {
+                Ok(wanted) => wanted,
+                Err(PloopError::Nothing(_)) => {
+                    vec![left.swap_remove(dice.below(left.len() as u64) as usize)]
+                }
+                Err(PloopError::Expired(_)) => {
+                    dice.count("backups expired");
+                    return None;
+                }
+                Err(error) => {
+                    world.fail(format!("push_backup_read: {error}"));
+                    return None;
+                }
+            };
+            for cluster in wanted {
+                left.retain(|other| *other != cluster);
+                // A reader that is too slow.
+                if dice.one_in(60) {
+                    dice.pass(Duration::from_millis(dice.below(6000))).await;
+                }
+                let answer =
+                    self.client
+                        .submit(bdev::target::IoKind::Read, cluster * per, per, Vec::new());
+                let (result, found) = answer.await;
+                if result.is_err() {
+                    if !world.faulty.get() {
+                        world.fail(format!("cluster {cluster} cannot be backed up"));
+                    }
+                    return None;
+                }
+                match self.ploop.push_backup_write(uuid, cluster..cluster + 1) {
+                    Ok(()) => {}
+                    Err(PloopError::Expired(_)) => {
+                        dice.count("backups expired");
+                        return None;
+                    }
+                    Err(error) => {
+                        world.fail(format!("push_backup_write: {error}"));
+                        return None;
+                    }
+                }
+                if read.insert(cluster, found).is_some() {
+                    world.fail(format!("cluster {cluster} was asked for twice"));
+                }
+            }
+        }
+        left.is_empty().then_some(read)
+    }
+}
+
+/// The backup is the device of one moment.
+fn check_picture(
+    world: &World,
+    mut picture: History,
+    read: &BTreeMap<u64, Vec<u64>>,
+    is_whole: bool,
+) {
+    let now = world.tick();
+    let per = world.shape.per_cluster;
+    for (cluster, found) in read {
+        if let Err(wrong) = picture.check(cluster * per, found, Since::Read(now), now) {
+            return world.fail(format!("backup: {wrong}"));
+        }
+    }
+    if is_whole {
+        let all: Vec<u64> = read.values().flatten().copied().collect();
+        if let Err(wrong) = picture.check_moment(&all) {
+            return world.fail(format!("backup: {wrong}"));
+        }
+        world.executor.count("whole backups");
+    } else {
+        world.executor.count("partial backups");
+    }
+}
