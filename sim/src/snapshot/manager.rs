@@ -161,7 +161,8 @@ impl Manager {
     /// A store goes to another snapshot and back, while the origin is written to: nothing changes.
     async fn hand_over(&self, cow: usize) {
         let world = &self.world;
-        if world.use_of(cow) != Use::Snapshot {
+        // Where snapshots may become invalid, a power cut in the middle would leave nobody who knows.
+        if world.use_of(cow) != Use::Snapshot || world.may_fail() {
             return;
         }
         world.pause(cow + 1).await;
