@@ -82,7 +82,7 @@ def test_several_snapshots(lab, block_bytes):
     dice = random.Random(block_bytes)
     held = {'base': bytearray(dice.randbytes(32 * MIB))}
     files.origin.write_bytes(held['base'])
-    target = lab.target(core_mask='0x3')
+    target = lab.target(core_mask='0x3', memory_mb=1024)
     rpc = target.rpc
     files.bdevs(target, block_bytes)
     rpc.call('snapshot_origin_create', name='base', origin_bdev='origin')
@@ -122,7 +122,7 @@ def test_merge(lab):
     dice = random.Random('merge')
     old = dice.randbytes(32 * MIB)
     files.origin.write_bytes(old)
-    target = lab.target(core_mask='0x3')
+    target = lab.target(core_mask='0x3', memory_mb=1024)
     rpc = target.rpc
     files.bdevs(target)
     rpc.call('snapshot_origin_create', name='base', origin_bdev='origin')

@@ -354,7 +354,7 @@ def test_two_hosts_and_a_snapshot_under_way(lab):
     """Snapshots come and go while an origin is written to: its content stays right, and nothing hangs."""
     state = lab.folder / 'state'
     files = Files(lab, 128, (160, 160))
-    target = lab.target(core_mask='0x3')
+    target = lab.target(core_mask='0x3', memory_mb=1024)
     rpc = target.rpc
     files.bdevs(target)
     rpc.call('snapshot_origin_create', name='base', origin_bdev='origin')

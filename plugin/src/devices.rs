@@ -7,6 +7,7 @@ use persistent_data::device::{BLOCK_BYTES, BlockBytes, BlockDevice, DeviceError}
 use spdk::base::{BaseChannel, Info, IoKind};
 use spdk::dma::DmaBuf;
 use std::cell::RefCell;
+use std::rc::Rc;
 
 /// Zeroings go in pieces of this size, to bound memory.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -17,7 +18,7 @@ const KEPT_BYTES: usize = 8 << 20;
 /// Buffers for the next I/Os: making one costs more than copying what it holds. What a kept buffer holds is
 /// what was in it last, so it is only for what overwrites all of it.
 #[derive(Default)]
-struct Buffers(RefCell<Vec<DmaBuf>>);
+pub struct Buffers(RefCell<Vec<DmaBuf>>);
 
 impl Buffers {
     fn take(&self, bytes: usize) -> Option<DmaBuf> {
@@ -116,16 +117,21 @@ async fn flush(channel: &BaseChannel, info: &Info) -> Result<(), i32> {
 pub struct DataBdev {
     channel: BaseChannel,
     info: Info,
-    buffers: Buffers,
+    buffers: Rc<Buffers>,
 }
 
 impl DataBdev {
     /// Through this channel.
     pub fn new(channel: BaseChannel) -> Self {
+        DataBdev::with_buffers(channel, Rc::default())
+    }
+
+    /// The same, with buffers shared with bdevs it is copied from and to.
+    pub fn with_buffers(channel: BaseChannel, buffers: Rc<Buffers>) -> Self {
         DataBdev {
             info: channel.descriptor().info(),
             channel,
-            buffers: Buffers::default(),
+            buffers,
         }
     }
 

@@ -16,6 +16,9 @@ use std::time::Duration;
 
 /// Most exceptions in one commit.
 const MAX_COMMIT: usize = 4096;
+/// How often a copy for which there is no memory is tried again, and after what time.
+const MEMORY_TRIES: u32 = 100;
+const MEMORY_WAIT: Duration = Duration::from_millis(20);
 /// How often the header of an invalid snapshot is written before the origin goes on.
 const HEADER_TRIES: u32 = 3;
 /// How long the origin waits for that.
@@ -95,7 +98,17 @@ impl Origin {
     async fn copy_chunk(&self, snapshot: &Snapshot, exception: Exception) -> Result<(), Errno> {
         let _permit = self.copies.take().await;
         self.count(|counters| counters.copies += 1);
-        let copied = snapshot.cow.copy_from(&*self.device, exception).await;
+        let mut tries = 0;
+        let copied = loop {
+            match snapshot.cow.copy_from(&*self.device, exception).await {
+                // A shortage may pass; an invalid snapshot does not.
+                Err(Errno::ENOMEM) if tries < MEMORY_TRIES => {
+                    tries += 1;
+                    self.runtime.sleep(MEMORY_WAIT).await;
+                }
+                copied => break copied,
+            }
+        };
         copied.inspect_err(|errno| {
             log::error!(
                 "snapshot '{}': copying chunk {}: {errno}",

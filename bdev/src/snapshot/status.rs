@@ -40,6 +40,8 @@ pub struct SnapshotStatus {
     pub chunk_sectors: u64,
     /// The kind of store; for a merge persistent.
     pub store: StoreKind,
+    /// It has given its store away, and is Invalid for that.
+    pub handed_over: bool,
     /// The COW device may still say that an invalid snapshot is valid: its header could not be written.
     pub header_unsure: bool,
     /// Bytes of memory for what is known of the store.
@@ -85,6 +87,7 @@ fn figures(name: &str, cow: &Cow, condition: Condition, store: StoreKind) -> Sna
         metadata_sectors: cow.store.metadata_sectors(),
         chunk_sectors: cow.layout().chunk_sectors(),
         store,
+        handed_over: false,
         header_unsure: false,
         used_bytes: cow.store.used_bytes() + cow.exceptions.used_bytes(),
     }
@@ -99,6 +102,7 @@ impl Snapshot {
             State::Invalid => Condition::Invalid,
         };
         SnapshotStatus {
+            handed_over: self.gone.get(),
             header_unsure: self.header_unsure.get(),
             ..figures(&self.config.name, &self.cow, condition, self.config.store)
         }

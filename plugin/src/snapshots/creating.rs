@@ -97,7 +97,8 @@ impl Registry {
             return Ok(None);
         };
         let is_waiting = matches!(entry.state, OriginState::Waiting);
-        let hands_over = matches!(snapshot.what, What::Snapshot(_)) && users.len() == 1;
+        let has_store = matches!(snapshot.what, What::Snapshot(_)) && !snapshot.handed_over;
+        let hands_over = has_store && users.len() == 1;
         match hands_over && !is_waiting {
             true => Ok(Some((*user).clone())),
             false => {

@@ -2,7 +2,7 @@
 //!
 //! A COW bdev that was removed answers ENODEV until it is back. Its size stays what it was last.
 
-use crate::devices::DataBdev;
+use crate::devices::{Buffers, DataBdev};
 use async_trait::async_trait;
 use bdev::device::{ByteDevice, Contents, DataDevice, SECTOR_BYTES};
 use bdev::errno::Errno;
@@ -25,16 +25,18 @@ pub struct HeldBdev {
     nr_sectors: Cell<u64>,
     block_bytes: u32,
     discards: Cell<bool>,
+    buffers: Rc<Buffers>,
 }
 
 impl HeldBdev {
-    /// Through this channel.
-    pub fn new(channel: BaseChannel) -> Rc<Self> {
+    /// Through this channel. `buffers`: those of the origin and all its COW bdevs, which copy to each other.
+    pub fn new(channel: BaseChannel, buffers: Rc<Buffers>) -> Rc<Self> {
         let held = HeldBdev {
             block_bytes: channel.descriptor().info().block_bytes,
             there: RefCell::default(),
             nr_sectors: Cell::new(0),
             discards: Cell::new(false),
+            buffers,
         };
         held.attach(channel);
         Rc::new(held)
@@ -42,7 +44,7 @@ impl HeldBdev {
 
     /// The bdev is there again.
     pub fn attach(&self, channel: BaseChannel) {
-        let data = DataBdev::new(channel.clone());
+        let data = DataBdev::with_buffers(channel.clone(), self.buffers.clone());
         self.nr_sectors.set(data.nr_sectors());
         self.discards.set(data.supports_discard());
         *self.there.borrow_mut() = Some(Rc::new(There { channel, data }));

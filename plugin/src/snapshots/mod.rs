@@ -22,6 +22,7 @@ mod status;
 mod vbdev;
 
 use crate::bases::BaseClosed;
+use crate::devices::Buffers;
 use crate::registry::{Registry, call};
 use bdev::errno::Errno;
 use bdev::snapshot::{Origin, SnapshotConfig, SnapshotError, StoreKind};
@@ -45,6 +46,8 @@ pub struct OpenOrigin {
     base: Descriptor,
     channels: Arc<IoDevice<SnapshotChannel>>,
     bases: Bases,
+    /// For copies.
+    buffers: Rc<Buffers>,
 }
 
 enum OriginState {

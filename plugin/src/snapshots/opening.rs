@@ -5,6 +5,7 @@ use super::host::Bases;
 use super::vbdev::{SnapshotDriver, Whose};
 use super::{Cow, OpenOrigin, OriginEntry, OriginState, What, busy, no_snapshot, nr_sectors};
 use crate::bases::{self, Base, MAX_CACHE_MIB};
+use crate::devices::Buffers;
 use crate::host::SpdkRuntime;
 use crate::registry::{Registry, call};
 use bdev::errno::Errno;
@@ -183,7 +184,8 @@ impl Registry {
                 info.block_bytes
             )));
         }
-        let device = HeldBdev::new(channel);
+        let buffers = Rc::<Buffers>::default();
+        let device = HeldBdev::new(channel, buffers.clone());
         let config = OriginConfig {
             exceptions_cache_bytes: params.exceptions_cache_mib << 20,
             ..OriginConfig::new(name)
@@ -208,6 +210,7 @@ impl Registry {
             base: desc,
             channels: Arc::new(channels),
             bases,
+            buffers,
         }))
     }
 

@@ -115,7 +115,7 @@ impl Registry {
         let device = self.with_snapshot(origin, name, |entry| {
             let cow = entry.cow.get_or_insert_with(|| Cow {
                 number,
-                device: HeldBdev::new(channel.clone()),
+                device: HeldBdev::new(channel.clone(), open.buffers.clone()),
                 closed: None,
             });
             cow.closed = Some(closed);

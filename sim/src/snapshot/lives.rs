@@ -1,7 +1,7 @@
 //! One life of an origin and its snapshots: opening, comparing, load, an end; and what must be true after.
 
 use super::clients::{Client, Io};
-use super::manager::Manager;
+use super::manager::{HEIR, Manager};
 use super::world::{NR_COWS, Use, World};
 use crate::cores::Cores;
 use crate::history::Since;
@@ -196,8 +196,11 @@ pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
                 .shape
                 .snapshots
                 .iter()
-                .position(|config| config.name == status.name);
+                .position(|config| config.name == status.name.trim_end_matches(HEIR));
             let Some(cow) = number else { continue };
+            if status.handed_over {
+                continue;
+            }
             if status.condition == Condition::Invalid && world.use_of(cow) == Use::Snapshot {
                 if !world.may_fail() && !world.is_dead(cow) {
                     return Err(format!("snapshot {cow} became invalid for no reason"));

@@ -6,10 +6,14 @@ use crate::cores::Cores;
 use crate::history::Since;
 use bdev::device::DataDevice;
 use bdev::snapshot::{
-    Condition, MergeState, Origin, SnapshotError, SnapshotStatus, SnapshotTarget, State, StoreKind,
+    Condition, MergeState, Origin, SnapshotConfig, SnapshotError, SnapshotStatus, SnapshotTarget,
+    State, StoreKind,
 };
 use bdev::target::BaseId;
 use std::rc::Rc;
+
+/// What the name of a snapshot ends with that has another's store for a moment.
+pub const HEIR: &str = "-heir";
 
 /// The manager.
 pub struct Manager {
@@ -36,6 +40,7 @@ impl Manager {
                     dice.count("caches dropped");
                     self.origin.drop_cache().await;
                 }
+                13 => self.hand_over(cow).await,
                 _ => self.status(),
             }
             for _ in 0..dice.below(20) {
@@ -151,6 +156,44 @@ impl Manager {
         if let Err(error) = self.origin.remove_snapshot(&self.name(cow)).await {
             world.fail(format!("removing snapshot {cow}: {error}"));
         }
+    }
+
+    /// A store goes to another snapshot and back, while the origin is written to: nothing changes.
+    async fn hand_over(&self, cow: usize) {
+        let world = &self.world;
+        // Where snapshots may become invalid, a power cut in the middle would leave nobody who knows.
+        if world.use_of(cow) != Use::Snapshot || world.may_fail() {
+            return;
+        }
+        world.pause(cow + 1).await;
+        let target = world.target(cow + 1);
+        let name = self.name(cow);
+        let other = format!("{name}{HEIR}");
+        for (from, to) in [(&name, &other), (&other, &name)] {
+            let Some(source) = self.origin.snapshot(from) else {
+                return world.fail(format!("snapshot {cow} is not there as '{from}'"));
+            };
+            let config = SnapshotConfig {
+                name: to.clone(),
+                ..source.config().clone()
+            };
+            match self.origin.hand_over(from, config).await {
+                Ok(heir) => *target.volume.borrow_mut() = Some(heir.volume().clone()),
+                Err(error) => return world.fail(format!("handover of {cow}: {error}")),
+            }
+            if source.status().to_string() != "Invalid" {
+                world.fail(format!("snapshot {cow} handed over: {}", source.status()));
+            }
+            let config = source.config().clone();
+            if self.origin.hand_over(from, config).await.is_ok() {
+                world.fail(format!("snapshot {cow} handed its store over twice"));
+            }
+            if let Err(error) = self.origin.remove_snapshot(from).await {
+                world.fail(format!("removing the source of {cow}: {error}"));
+            }
+        }
+        world.executor.count("handovers");
+        target.paused.set(false);
     }
 
     async fn merge(&self, cow: usize) {
@@ -270,6 +313,9 @@ impl Manager {
 
     fn judge(&self, cow: usize, status: &SnapshotStatus) {
         let world = &self.world;
+        if status.handed_over {
+            return;
+        }
         match status.condition {
             Condition::Good if world.is_dead(cow) => {
                 world.fail(format!("snapshot {cow} was invalid, is {status}"));
