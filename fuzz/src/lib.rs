@@ -20,6 +20,7 @@ pub mod era_metadata;
 pub mod image;
 pub mod json_rpc;
 pub mod persistent_data;
+pub mod ploop_image;
 pub mod thin_metadata;
 pub mod xml;
 
@@ -32,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     ("era_metadata", era_metadata::run),
     ("cow_store", cow_store::run),
     ("persistent_data", persistent_data::run),
+    ("ploop_image", ploop_image::run),
     ("json_rpc", json_rpc::run),
     ("dm_lines", dm_lines::run),
     ("xml", xml::run),
