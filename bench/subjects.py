@@ -150,7 +150,6 @@ MAPPED = {
     'passthru on null, 8 GiB': lambda folder: passthru(null(ERA_MIB)),
     'origin on null, no snapshot': lambda folder: origin(null(ERA_MIB)),
     'origin on null, all copied': lambda folder: origin_copied(),
-    'lvol snapshot on malloc': lambda folder: (lvol_with_snapshot()[0], 'lvs/s'),
     'snapshot on malloc': lambda folder: snapshot_read(),
 }
 

@@ -146,7 +146,7 @@ def test_merge(lab):
     refused(rpc, EBUSY, ["'snap'", 'being merged'], 'snapshot_delete', name='snap')
     refused(rpc, EINVAL, ['already merging'], 'snapshot_merge', name='other')
     before = rpc.call('snapshot_status', name='base')
-    assert before['merge']['merge'] == 'running' and before['merge']['line'].endswith('/65536 64')
+    assert before['merge']['merge'] == 'running' and before['merge']['line'].split()[0].endswith('/65536')
     rpc.call('snapshot_merge_stop', name='snap')
     stopped = rpc.call('snapshot_status', name='base')
     assert stopped['merge']['merge'] == 'stopped' and 0 < stopped['merged_chunks'] < 2560
