@@ -7,7 +7,7 @@ use super::backup::Backup;
 use super::delta::{Delta, Source};
 use super::error::PloopError;
 use super::image::{InUse, header};
-use super::map::{FLUSHES, HELD, PloopDev, PloopTarget};
+use super::map::{HELD, PloopDev, PloopTarget};
 use super::merge::Merge;
 use super::places::Change;
 use super::tracking::Tracking;
@@ -457,11 +457,6 @@ impl Ploop {
             .to_owner
             .unbounded_send(ToOwner::Leave(ChannelId(u64::MAX)));
         closed.map_err(self.device_error("closing the image"))
-    }
-
-    /// Whether flushes reach the top delta's device.
-    pub fn flushes(&self) -> bool {
-        self.dev.state() & FLUSHES != 0
     }
 }
 
