@@ -42,10 +42,11 @@ hugepages: ## Reserve hugepages for the tests (as root; without them SPDK runs w
 build: cargo ## Build libspdk_dm.so and spdk_dm_tgt into target/release
 	@$(WITH) --build cargo build --release --workspace
 
-check: cargo ## Formatting, clippy and documentation, warnings denied
+check: cargo ## Formatting, clippy and documentation, warnings denied; mutations fit the code
 	@cargo fmt --all --check
 	@$(WITH) --build cargo clippy --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' $(WITH) --build cargo doc --workspace --no-deps
+	@sim/mutate --check
 
 # These link only as part of an SPDK program, where the integration tests run them.
 INSIDE_SPDK := spdk plugin tgt hostio
