@@ -1,12 +1,12 @@
 //! The per-core engine: maps I/O, counts what is in flight, parks what the owner must resolve.
 //!
 //! One [`Channel`] serves all volumes of a target on one core. It talks to the owner only through
-//! queues ([`ToOwner`], [`ToChannel`]). The in-flight count is kept in epochs, so that the owner can
-//! learn when all I/O mapped before some moment has finished (a *barrier*) without the hot path
-//! paying more than one increment and one decrement of core-local memory.
+//! queues ([`ToOwner`], [`ToChannel`]). What is in flight is counted in epochs (module `epochs`), so
+//! that the owner can learn when all I/O mapped before some moment has finished.
 //!
 //! I/Os that look into much memory are *staged* and mapped several at a time (module `stage`).
 
+use crate::epochs::Epochs;
 use crate::errno::Errno;
 pub use crate::parked::Parked;
 use crate::parked::{Batch, Forwarded, ParkedIos, Slot};
@@ -15,7 +15,6 @@ use crate::target::{BaseId, IoKind, Map, Request, Target};
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -126,22 +125,13 @@ pub enum Answer {
 /// A core's own handle on a volume: cloned without touching memory that other cores write.
 pub type VolumeHandle<T> = Rc<Arc<<T as Target>::Volume>>;
 
-struct Epoch {
-    number: u64,
-    in_flight: u64,
-    done: oneshot::Sender<()>,
-}
-
 /// The engine of one core.
 pub struct Channel<T: Target, H: Host> {
     id: ChannelId,
     host: H,
     to_owner: mpsc::UnboundedSender<ToOwner<T>>,
     joined: Cell<bool>,
-    epoch: Cell<u64>,
-    in_flight: Cell<u64>,
-    /// Closed epochs with I/O still in flight, oldest first.
-    closed: RefCell<VecDeque<Epoch>>,
+    epochs: Epochs,
     parked: ParkedIos<T::Volume, H::Io>,
     /// Batches of which some writes are back that the owner does not know of.
     to_tell: RefCell<Vec<Rc<Batch>>>,
@@ -163,9 +153,7 @@ impl<T: Target, H: Host> Channel<T, H> {
             host,
             to_owner,
             joined: Cell::new(false),
-            epoch: Cell::new(0),
-            in_flight: Cell::new(0),
-            closed: RefCell::new(VecDeque::new()),
+            epochs: Epochs::default(),
             parked: ParkedIos::new(),
             to_tell: RefCell::default(),
             stage: Stage::new(),
@@ -202,13 +190,7 @@ impl<T: Target, H: Host> Channel<T, H> {
 
     /// I/O forwarded to a base device and not yet returned.
     pub fn nr_in_flight(&self) -> u64 {
-        self.in_flight.get()
-            + self
-                .closed
-                .borrow()
-                .iter()
-                .map(|e| e.in_flight)
-                .sum::<u64>()
+        self.epochs.in_flight()
     }
 
     /// I/O waiting for the owner, or to be mapped.
@@ -227,7 +209,7 @@ impl<T: Target, H: Host> Channel<T, H> {
         if !self.joined.get() {
             return self.park_unmapped(volume, request, io);
         }
-        if self.stage.pays(self.in_flight.get())
+        if self.stage.pays(self.epochs.in_flight_now())
             && let Some(memory) = T::looks_at(volume, &request)
         {
             self.host.prefetch(memory);
@@ -252,17 +234,15 @@ impl<T: Target, H: Host> Channel<T, H> {
     fn map(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io) {
         match T::map(volume, &request) {
             Map::Remap { base, block } => {
-                self.in_flight.set(self.in_flight.get() + 1);
-                self.host
-                    .forward(io, base, block, Ticket(self.epoch.get() << 1));
+                let ticket = Ticket(self.epochs.enter() << 1);
+                self.host.forward(io, base, block, ticket);
             }
             Map::RemapHead {
                 base,
                 block,
                 nr_blocks,
             } => {
-                self.in_flight.set(self.in_flight.get() + 1);
-                let ticket = Ticket(self.epoch.get() << 1);
+                let ticket = Ticket(self.epochs.enter() << 1);
                 self.host.forward_head(io, base, block, nr_blocks, ticket);
             }
             Map::Zeroes => self.host.complete_zeroes(io),
@@ -307,19 +287,10 @@ impl<T: Target, H: Host> Channel<T, H> {
     #[inline]
     pub fn forwarded(&self, io: H::Io, ticket: Ticket, result: Result<(), Errno>) {
         if ticket.0 & OWNER_WAITS == 0 {
-            self.leave_epoch(ticket.0 >> 1);
+            self.epochs.leave(ticket.0 >> 1);
             self.host.complete(io, result);
         } else {
             self.report(io, Parked::from_raw(ticket.0 >> 1), result);
-        }
-    }
-
-    #[inline]
-    fn leave_epoch(&self, number: u64) {
-        if number == self.epoch.get() {
-            self.in_flight.set(self.in_flight.get() - 1);
-        } else {
-            self.leave_closed_epoch(number);
         }
     }
 
@@ -405,7 +376,7 @@ impl<T: Target, H: Host> Channel<T, H> {
                     self.forward_parked(name, base, block, &batch, at);
                 }
             }
-            ToChannel::Barrier(done) => self.close_epoch(done),
+            ToChannel::Barrier(done) => self.epochs.close(done),
             ToChannel::Quiesce(done) => {
                 let _ = done.send(());
             }
@@ -423,11 +394,11 @@ impl<T: Target, H: Host> Channel<T, H> {
     }
 
     fn forward_parked(&self, name: Parked, base: BaseId, block: u64, batch: &Rc<Batch>, at: usize) {
-        let epoch = self.epoch.get();
         let found = self.parked.exchange(name, |slot| {
             if !matches!(slot, Slot::Waiting(..)) {
                 return None;
             }
+            let epoch = self.epochs.enter();
             match std::mem::replace(slot, Slot::Forwarding(batch.clone(), at, epoch)) {
                 Slot::Waiting(_, request, io) => Some((request, io)),
                 _ => None,
@@ -438,7 +409,6 @@ impl<T: Target, H: Host> Channel<T, H> {
             return self.finish_in_batch(batch, at, Err(Errno::ECANCELED));
         };
         debug_assert_eq!(request.kind, IoKind::Write);
-        self.in_flight.set(self.in_flight.get() + 1);
         let ticket = Ticket(name.into_raw() << 1 | OWNER_WAITS);
         self.host.forward(io, base, block, ticket);
     }
@@ -456,7 +426,7 @@ impl<T: Target, H: Host> Channel<T, H> {
         });
         match (found, io) {
             (Some((batch, at, epoch)), _) => {
-                self.leave_epoch(epoch);
+                self.epochs.leave(epoch);
                 self.finish_in_batch(&batch, at, result);
             }
             (None, Some(io)) => self.host.complete(io, Err(Errno::EIO)),
@@ -478,45 +448,6 @@ impl<T: Target, H: Host> Channel<T, H> {
             // What an owner gave up is nowhere reachable.
             for name in batch.tell().err().unwrap_or_default() {
                 self.complete_parked(name, Err(Errno::EIO));
-            }
-        }
-    }
-
-    fn close_epoch(&self, done: oneshot::Sender<()>) {
-        let number = self.epoch.get();
-        self.closed.borrow_mut().push_back(Epoch {
-            number,
-            in_flight: self.in_flight.replace(0),
-            done,
-        });
-        self.epoch.set(number + 1);
-        self.finish_epochs();
-    }
-
-    #[cold]
-    fn leave_closed_epoch(&self, number: u64) {
-        if let Some(epoch) = self
-            .closed
-            .borrow_mut()
-            .iter_mut()
-            .find(|epoch| epoch.number == number)
-        {
-            epoch.in_flight -= 1;
-        }
-        self.finish_epochs();
-    }
-
-    /// A barrier is passed when its epoch and all older ones are empty.
-    fn finish_epochs(&self) {
-        loop {
-            let mut closed = self.closed.borrow_mut();
-            if closed.front().is_none_or(|epoch| epoch.in_flight > 0) {
-                return;
-            }
-            let epoch = closed.pop_front();
-            drop(closed);
-            if let Some(epoch) = epoch {
-                let _ = epoch.done.send(());
             }
         }
     }

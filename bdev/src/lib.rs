@@ -8,6 +8,7 @@
 
 pub mod channel;
 pub mod device;
+mod epochs;
 pub mod era;
 pub mod errno;
 pub mod locks;
