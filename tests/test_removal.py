@@ -100,8 +100,28 @@ class Calls:
 
 @pytest.mark.parametrize('removed', ['data', 'meta'])
 def test_removed_while_calls_wait(lab, removed):
-    """A base bdev goes while calls wait for the pool to commit. The pool lets both of its bdevs go, and
-    opens again when the one that went is back, which is at once."""
+    """A base bdev goes while calls are being answered. The pool lets both of its bdevs go all the same, and
+    opens again when the one that went is back."""
+    target = lab.target()
+    rpc = target.rpc
+    files = {'meta': lab.file('meta', 16), 'data': lab.file('data', 128)}
+    for name, path in files.items():
+        aio(target, name, path)
+    rpc.call('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data')
+    with Calls(rpc, 8) as calls:
+        for number in range(30):
+            rpc.call('thin_create', pool='pool', id=number)
+            rpc.call('bdev_aio_delete', name=removed)
+            aio(target, removed, files[removed])
+            wait_for(lambda: rpc.call('thin_pool_status', name='pool')['state'] == 'open')
+    assert not calls.unexpected
+    target.stop()
+    thin_check(files['meta'])
+
+
+@pytest.mark.parametrize('removed', ['data', 'meta'])
+def test_removed_while_calls_wait_for_commits(lab, removed):
+    """The same under load, while calls wait for the pool to commit to slow bdevs; the bdev is back at once."""
     target = lab.target()
     rpc = target.rpc
     latencies = {'avg_read_latency': 0, 'p99_read_latency': 0, 'avg_write_latency': 20000,
