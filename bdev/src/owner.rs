@@ -1,13 +1,13 @@
 //! The owner's side of the channels: who they are, how to answer them, and barriers over all.
 
-use crate::channel::{Answer, ChannelId, Deferred, ToChannel};
+use crate::channel::{Answer, ChannelId, Deferred, ToChannel, ToOwner};
 use crate::errno::Errno;
 use crate::parked::Forwarded;
 use crate::target::{BaseId, Target};
 use futures::channel::{mpsc, oneshot};
 use futures::future::join_all;
 use futures::stream::{Stream, StreamExt};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -56,6 +56,13 @@ impl<W> Stream for Reports<W> {
     }
 }
 
+/// Has an owner look whether its service is over: it does so after each message, and this one concerns
+/// nobody.
+pub(crate) fn look_again<T: Target>(to_owner: &mpsc::UnboundedSender<ToOwner<T>>) {
+    // A closed queue: the service is over.
+    let _ = to_owner.unbounded_send(ToOwner::Leave(ChannelId(u64::MAX)));
+}
+
 /// The channels known to a target's owner.
 #[derive(Default)]
 pub struct Channels {
@@ -82,6 +89,26 @@ impl Channels {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Serves the channels of a target until it is closed and none is left. `accept` takes the I/O that they
+    /// cannot map.
+    pub(crate) async fn serve<T: Target>(
+        &self,
+        mut requests: mpsc::UnboundedReceiver<ToOwner<T>>,
+        closed: &Cell<bool>,
+        accept: impl Fn(Deferred<T>),
+    ) {
+        while let Some(message) = requests.next().await {
+            match message {
+                ToOwner::Join(id, sender) => self.join(id, sender),
+                ToOwner::Leave(id) => self.leave(id),
+                ToOwner::Deferred(deferred) => accept(deferred),
+            }
+            if closed.get() && self.is_empty() {
+                return;
+            }
+        }
     }
 
     fn send(&self, id: ChannelId, message: ToChannel) {

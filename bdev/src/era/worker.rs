@@ -7,13 +7,12 @@
 
 use super::map::{EraDev, EraTarget};
 use super::metadata::{EraError, EraMetadata, OpenOptions, Step};
-use crate::channel::{ChannelId, Deferred, ToOwner};
+use crate::channel::{Deferred, ToOwner};
 use crate::device::{DataDeviceRef, SECTOR_BYTES};
 use crate::errno::Errno;
-use crate::owner::Channels;
+use crate::owner::{self, Channels};
 use crate::runtime::{RuntimeRef, yield_now};
 use crate::target::IoKind;
-use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use persistent_data::device::BlockDevice;
 use std::cell::{Cell, RefCell};
@@ -236,25 +235,14 @@ impl Era {
         self.counters.set(counters);
     }
 
-    async fn serve(self: Rc<Self>, mut requests: mpsc::UnboundedReceiver<ToOwner<EraTarget>>) {
-        while let Some(message) = requests.next().await {
-            match message {
-                ToOwner::Join(id, sender) => self.channels.join(id, sender),
-                ToOwner::Leave(id) => self.channels.leave(id),
-                ToOwner::Deferred(deferred) => self.accept(deferred),
-            }
-            if self.closed.get() && self.channels.is_empty() {
-                return;
-            }
-        }
+    async fn serve(self: Rc<Self>, requests: mpsc::UnboundedReceiver<ToOwner<EraTarget>>) {
+        let accept = |deferred| self.accept(deferred);
+        self.channels.serve(requests, &self.closed, accept).await;
     }
 
     /// Ends the message loop, once no channel is left.
     pub(super) fn end_service(&self) {
-        // The loop looks at `closed` after each message; this one concerns nobody.
-        let _ = self
-            .to_owner
-            .unbounded_send(ToOwner::Leave(ChannelId(u64::MAX)));
+        owner::look_again(&self.to_owner);
     }
 
     fn accept(&self, deferred: Deferred<EraTarget>) {

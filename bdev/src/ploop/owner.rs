@@ -11,16 +11,15 @@ use super::map::{HELD, PloopDev, PloopTarget};
 use super::merge::Merge;
 use super::places::Change;
 use super::tracking::Tracking;
-use crate::channel::{ChannelId, Deferred, ToOwner};
+use crate::channel::{Deferred, ToOwner};
 use crate::device::SECTOR_BYTES;
 use crate::errno::Errno;
 use crate::locks::BlockLocks;
-use crate::owner::Channels;
+use crate::owner::{self, Channels};
 use crate::runtime::RuntimeRef;
 use crate::target::{BaseId, IoKind};
 use crate::thin::cache::MappingCache;
 use crate::waits::{Permits, Tasks};
-use futures::StreamExt;
 use futures::channel::mpsc;
 use rustc_hash::FxHashSet;
 use std::cell::{Cell, RefCell};
@@ -372,17 +371,9 @@ impl Ploop {
         self.top().flush().await
     }
 
-    async fn serve(self: Rc<Self>, mut requests: mpsc::UnboundedReceiver<ToOwner<PloopTarget>>) {
-        while let Some(message) = requests.next().await {
-            match message {
-                ToOwner::Join(id, sender) => self.channels.join(id, sender),
-                ToOwner::Leave(id) => self.channels.leave(id),
-                ToOwner::Deferred(deferred) => self.accept(deferred),
-            }
-            if self.closed.get() && self.channels.is_empty() {
-                return;
-            }
-        }
+    async fn serve(self: Rc<Self>, requests: mpsc::UnboundedReceiver<ToOwner<PloopTarget>>) {
+        let accept = |deferred| self.accept(deferred);
+        self.channels.serve(requests, &self.closed, accept).await;
     }
 
     fn accept(&self, deferred: Deferred<PloopTarget>) {
@@ -452,10 +443,7 @@ impl Ploop {
             top.set_in_use(top.closed_mark()).await
         };
         let closed = closed.await;
-        // The loop looks at `closed` after each message; this one concerns nobody.
-        let _ = self
-            .to_owner
-            .unbounded_send(ToOwner::Leave(ChannelId(u64::MAX)));
+        owner::look_again(&self.to_owner);
         closed.map_err(self.device_error("closing the image"))
     }
 }

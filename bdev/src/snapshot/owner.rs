@@ -7,15 +7,14 @@ use super::layout::Exception;
 use super::map::{Discards, OriginDev, SnapDev, SnapshotTarget, State, View, Volume};
 use super::merge::Merge;
 use super::table::StoreKind;
-use crate::channel::{ChannelId, Deferred, ToOwner};
+use crate::channel::{Deferred, ToOwner};
 use crate::device::{DataDeviceRef, SECTOR_BYTES};
 use crate::era::marks::Marks;
 use crate::errno::Errno;
-use crate::owner::Channels;
+use crate::owner::{self, Channels};
 use crate::runtime::RuntimeRef;
 use crate::waits::{Bell, Gate, Permits, Tasks};
 use arc_swap::ArcSwap;
-use futures::StreamExt;
 use futures::channel::mpsc;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
@@ -301,25 +300,14 @@ impl Origin {
         }));
     }
 
-    async fn serve(self: Rc<Self>, mut requests: mpsc::UnboundedReceiver<ToOwner<SnapshotTarget>>) {
-        while let Some(message) = requests.next().await {
-            match message {
-                ToOwner::Join(id, sender) => self.channels.join(id, sender),
-                ToOwner::Leave(id) => self.channels.leave(id),
-                ToOwner::Deferred(deferred) => self.accept(deferred),
-            }
-            if self.closed.get() && self.channels.is_empty() {
-                return;
-            }
-        }
+    async fn serve(self: Rc<Self>, requests: mpsc::UnboundedReceiver<ToOwner<SnapshotTarget>>) {
+        let accept = |deferred| self.accept(deferred);
+        self.channels.serve(requests, &self.closed, accept).await;
     }
 
     /// Ends the message loop, once no channel is left.
     pub(super) fn end_service(&self) {
-        // The loop looks at `closed` after each message; this one concerns nobody.
-        let _ = self
-            .to_owner
-            .unbounded_send(ToOwner::Leave(ChannelId(u64::MAX)));
+        owner::look_again(&self.to_owner);
     }
 
     fn accept(&self, deferred: Deferred<SnapshotTarget>) {

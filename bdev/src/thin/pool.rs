@@ -12,11 +12,11 @@ use super::events::PoolEvent;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
 use super::metadata::{OpenOptions, ThinMetadata};
 use super::provision::{self, FirstWrite};
-use crate::channel::{ChannelId, Deferred, ToOwner};
+use crate::channel::{Deferred, ToOwner};
 use crate::device::{DataDeviceRef, SECTOR_BYTES};
 use crate::errno::Errno;
 use crate::locks::BlockLocks;
-use crate::owner::Channels;
+use crate::owner::{self, Channels};
 use crate::runtime::RuntimeRef;
 use crate::target::IoKind;
 use futures::StreamExt;
@@ -272,10 +272,7 @@ impl Pool {
         for timer in self.timers.take() {
             timer.abort();
         }
-        // The loop looks at `closed` after each message; this one concerns nobody.
-        let _ = self
-            .to_owner
-            .unbounded_send(ToOwner::Leave(ChannelId(u64::MAX)));
+        owner::look_again(&self.to_owner);
     }
 
     /// Where channels send what they cannot map.
