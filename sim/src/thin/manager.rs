@@ -134,7 +134,8 @@ impl Manager {
         let active = volume.dev.borrow().is_some();
         if !active {
             volume.fate.set(Fate::Deleting);
-            // Blocks may go before the device does.
+            // Blocks may go before the device does, and a deletion that fails leaves the rest.
+            volume.written.set(true);
             let now = self.world.tick();
             let hole = |block| self.world.shape.hole(block);
             let mut history = volume.history.borrow_mut();
@@ -267,7 +268,7 @@ impl Manager {
                     // gone back to its last commit may show again what was deleted.
                     let sure = volume.fate.get() == Fate::There && !volume.busy.get();
                     let back = self.pool.shared().mode().refuses_changes();
-                    if sure && !listed && !back && !self.just_made(volume, &list) {
+                    if sure && !listed && !back && !Self::just_made(volume) {
                         self.world
                             .fail(format!("device {} is not listed", volume.id));
                     }
@@ -281,8 +282,7 @@ impl Manager {
     }
 
     /// Another operator made it while the list was on its way.
-    fn just_made(&self, volume: &Volume, list: &[(u32, bdev::thin::metadata::Details)]) -> bool {
-        let _ = list;
+    fn just_made(volume: &Volume) -> bool {
         !volume.written.get() && volume.dev.borrow().is_none()
     }
 }

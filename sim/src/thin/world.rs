@@ -148,7 +148,8 @@ pub struct Volume {
     pub in_flight: Cell<u64>,
     /// Somebody is doing something to the device as a whole.
     pub busy: Cell<bool>,
-    /// It has been written to since it was made.
+    /// Since it was made it has been written to, or a deletion of it has begun: it need not show one
+    /// moment of its origin.
     pub written: Cell<bool>,
 }
 
