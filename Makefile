@@ -65,7 +65,7 @@ fuzz: cargo ## Fuzz what reads bytes of disks and users, SECONDS in all
 	@fuzz/run $(SECONDS)
 
 integration: build kernel ## Tests on real SPDK targets
-	@SOAK_SECONDS=$${SOAK_SECONDS:-30} SOAK_SEED=$${SOAK_SEED:-1} $(PYTHON) -m pytest -q tests $(PYTEST)
+	@SOAK_SECONDS=$${SOAK_SECONDS:-30} SOAK_SEED=$${SOAK_SEED:-1} $(PYTHON) -m pytest -q tests --durations=12 $(PYTEST)
 
 interop: build kernel ## Disks handed to and fro between a running Linux kernel and us: INTEROP rounds
 	@SPDK_DM_INTEROP_SEEDS=$(INTEROP) $(PYTHON) -m pytest -q tests/test_kernel_*.py $(PYTEST)

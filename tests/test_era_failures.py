@@ -17,7 +17,7 @@ from harness.target import nqn
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize('which, rounds', [('target', 12), ('drive', 4)])
+@pytest.mark.parametrize('which, rounds', [('target', 6), ('drive', 2)])
 def test_kill_loop(lab, which, rounds):
     """kill -9 under writes and checkpoints: after each, both checks accept the metadata, the data flushed is
     there, and no block is missing that was written since any checkpoint, this life's or an earlier one's.
