@@ -157,10 +157,19 @@ pub fn receive(stream: &mut impl Read, export: &Export) -> io::Result<Received> 
     Ok(Received::Request { request, data })
 }
 
-/// Answers a request: `result` is a read's bytes (nothing for all others) or an errno.
-pub fn answer(stream: &mut impl Write, cookie: u64, result: Result<&[u8], i32>) -> io::Result<()> {
-    let error = result.err().map_or(0, protocol_error);
+/// Answers a request: `result` is a read's bytes in pieces (nothing for all others) or an errno.
+pub fn answer<'a>(
+    stream: &mut impl Write,
+    cookie: u64,
+    result: Result<impl IntoIterator<Item = &'a [u8]>, i32>,
+) -> io::Result<()> {
+    let error = result
+        .as_ref()
+        .err()
+        .map_or(0, |errno| protocol_error(*errno));
     Reply { error, cookie }.write(stream)?;
-    stream.write_all(result.unwrap_or(&[]))?;
+    for piece in result.into_iter().flatten() {
+        stream.write_all(piece)?;
+    }
     stream.flush()
 }

@@ -58,7 +58,11 @@ fn serve(mut stream: UnixStream, export: Export, batch: usize) -> io::Result<Vec
         }
         if end || waiting.len() >= batch {
             for (cookie, result) in waiting.drain(..).rev() {
-                answer(&mut stream, cookie, result.as_deref().map_err(|e| *e))?;
+                answer(
+                    &mut stream,
+                    cookie,
+                    result.as_ref().map(|data| [&data[..]]).map_err(|e| *e),
+                )?;
             }
         }
         if end {

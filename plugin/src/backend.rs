@@ -11,10 +11,10 @@ use rpc::RpcError;
 use rpc::dispatch::{Answer, Backend, dispatch};
 use rpc::params::{
     DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
-    PoolName, SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate,
-    SnapshotStatus, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDump,
-    ThinList, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId,
-    ThinSnapshot,
+    NbdExportCreate, NbdExportDelete, NbdExportList, PoolName, SnapshotCreate, SnapshotMerge,
+    SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate, ThinCreate,
+    ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport,
+    ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
 };
 use rpc::{params, status};
 use serde_json::{Value, json};
@@ -379,6 +379,18 @@ impl Backend for Methods {
     async fn snapshot_delete(&self, params: Name) -> Answer {
         self.0.delete_snapshot_or_origin(&params.name).await?;
         Ok(json!(true))
+    }
+
+    async fn nbd_export_create(&self, params: NbdExportCreate) -> Answer {
+        self.0.create_nbd_export(&params)
+    }
+
+    async fn nbd_export_delete(&self, params: NbdExportDelete) -> Answer {
+        self.0.delete_nbd_export(&params)
+    }
+
+    async fn nbd_export_list(&self, _: NbdExportList) -> Answer {
+        Ok(self.0.list_nbd_exports())
     }
 
     async fn dm_create(&self, params: DmCreate) -> Answer {

@@ -11,6 +11,7 @@ mod dump;
 mod eras;
 mod export;
 mod host;
+mod nbd;
 mod new_file;
 mod opening;
 mod readers;

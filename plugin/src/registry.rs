@@ -8,6 +8,7 @@ use crate::bases::{self, BaseClosed};
 use crate::eras::EraEntry;
 use crate::export::ExportEntry;
 use crate::host::PoolChannel;
+use crate::nbd::NbdExport;
 use crate::readers::Readers;
 use crate::snapshots::OriginEntry;
 use bdev::errno::Errno;
@@ -109,6 +110,8 @@ pub struct Registry {
     pub origins: RefCell<BTreeMap<String, OriginEntry>>,
     /// Exported metadata snapshots, by pool or era target.
     pub exports: RefCell<BTreeMap<String, ExportEntry>>,
+    /// Bdevs served over NBD, by path.
+    pub nbd_exports: RefCell<BTreeMap<String, NbdExport>>,
     stopping: Cell<bool>,
     stopped: RefCell<Vec<FiniDone>>,
 }
@@ -135,6 +138,7 @@ impl Module for DmModule {
     fn fini_start(&self) {
         if let Some(registry) = registry() {
             registry.stopping.set(true);
+            registry.nbd_exports.take();
             registry.close_idle_pools();
         }
     }

@@ -246,3 +246,16 @@ def spdk_rpc_plugin_initialize(subparsers):
     p = subparsers.add_parser('snapshot_delete', help='Remove a snapshot, a merge that has ended, or an origin without any; what is on the bdevs stays, but a snapshot whose origin is written to meanwhile must not be opened again', description='Remove a snapshot, a merge that has ended, or an origin without any; what is on the bdevs stays, but a snapshot whose origin is written to meanwhile must not be opened again')
     p.add_argument('name', help='Name of the snapshot or origin')
     p.set_defaults(func=lambda args: _call(args, 'snapshot_delete', ['name']))
+
+    p = subparsers.add_parser('nbd_export_create', help='Serve any bdev over NBD at a Unix socket, to programs of the same user on this machine; shows its URI', description='Serve any bdev over NBD at a Unix socket, to programs of the same user on this machine; shows its URI')
+    p.add_argument('bdev_name', help='Name of the bdev')
+    p.add_argument('path', help='Full path of the socket')
+    p.add_argument('--writable', dest='writable', help='Let clients write; the bdev must not be in use by another module', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'nbd_export_create', ['bdev_name', 'path', 'writable']))
+
+    p = subparsers.add_parser('nbd_export_delete', help='End an export: its clients are cut', description='End an export: its clients are cut')
+    p.add_argument('path', help='Full path of the socket')
+    p.set_defaults(func=lambda args: _call(args, 'nbd_export_delete', ['path']))
+
+    p = subparsers.add_parser('nbd_export_list', help='Show what is served over NBD, to how many clients, and bytes read and written', description='Show what is served over NBD, to how many clients, and bytes read and written')
+    p.set_defaults(func=lambda args: _call(args, 'nbd_export_list', []))

@@ -4,10 +4,10 @@ use crate::RpcError;
 use crate::error::INVALID_PARAMS;
 use crate::params::{
     DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
-    PoolName, SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate,
-    SnapshotStatus, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDump,
-    ThinList, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId,
-    ThinSnapshot, Validate,
+    NbdExportCreate, NbdExportDelete, NbdExportList, PoolName, SnapshotCreate, SnapshotMerge,
+    SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate, ThinCreate,
+    ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport,
+    ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot, Validate,
 };
 use crate::schema::METHODS;
 use async_trait::async_trait;
@@ -53,6 +53,9 @@ pub trait Backend {
     async fn snapshot_merge_resume(&self, params: SnapshotMergeResume) -> Answer;
     async fn snapshot_status(&self, params: SnapshotStatus) -> Answer;
     async fn snapshot_delete(&self, params: Name) -> Answer;
+    async fn nbd_export_create(&self, params: NbdExportCreate) -> Answer;
+    async fn nbd_export_delete(&self, params: NbdExportDelete) -> Answer;
+    async fn nbd_export_list(&self, params: NbdExportList) -> Answer;
     async fn dm_create(&self, params: DmCreate) -> Answer;
     async fn dm_remove(&self, params: Name) -> Answer;
     async fn dm_message(&self, params: DmMessage) -> Answer;
@@ -139,6 +142,9 @@ pub async fn dispatch(
         "snapshot_merge_resume" => call!(snapshot_merge_resume),
         "snapshot_status" => call!(snapshot_status),
         "snapshot_delete" => call!(snapshot_delete),
+        "nbd_export_create" => call!(nbd_export_create),
+        "nbd_export_delete" => call!(nbd_export_delete),
+        "nbd_export_list" => call!(nbd_export_list),
         "dm_create" => call!(dm_create),
         "dm_remove" => call!(dm_remove),
         "dm_message" => call!(dm_message),

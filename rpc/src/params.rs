@@ -2,12 +2,15 @@
 
 mod era;
 mod metadata_snap;
+mod nbd;
 mod snapshot;
 
 pub use era::{EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince};
 pub use metadata_snap::{
     DumpFormat, MAX_PAGE, ThinDelta, ThinDump, ThinMetadataSnapExport, page_entries,
 };
+
+pub use nbd::{NbdExportCreate, NbdExportDelete, NbdExportList};
 
 pub use snapshot::{
     SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus,
@@ -418,6 +421,9 @@ macro_rules! nothing_to_validate {
 }
 nothing_to_validate!(
     Name,
+    NbdExportCreate,
+    NbdExportDelete,
+    NbdExportList,
     PoolName,
     ThinPoolStatus,
     ThinDeactivate,

@@ -2,6 +2,7 @@
 //! hold it against the parameter structs.
 
 mod era;
+mod nbd;
 mod snapshot;
 
 use serde::Serialize;
@@ -80,8 +81,37 @@ const FILE: Parameter = optional(
     "Write XML to this new file, given with its full path, on the machine of the target",
 );
 
+const PARTS: [&[Method]; 4] = [OWN, &era::METHODS, &snapshot::METHODS, &nbd::METHODS];
+
 /// All methods.
-pub const METHODS: &[Method] = &[
+pub const METHODS: &[Method] = &joined::<{ count(&PARTS) }>(&PARTS);
+
+const fn count(parts: &[&[Method]]) -> usize {
+    let (mut count, mut part) = (0, 0);
+    while part < parts.len() {
+        count += parts[part].len();
+        part += 1;
+    }
+    count
+}
+
+const fn joined<const N: usize>(parts: &[&[Method]]) -> [Method; N] {
+    let mut all = [OWN[0]; N];
+    let (mut at, mut part) = (0, 0);
+    while part < parts.len() {
+        let mut i = 0;
+        while i < parts[part].len() {
+            all[at] = parts[part][i];
+            at += 1;
+            i += 1;
+        }
+        part += 1;
+    }
+    all
+}
+
+/// Pools, thin devices, and device-mapper's words.
+const OWN: &[Method] = &[
     Method {
         name: "thin_pool_create",
         help: "Open a thin pool, formatting its metadata bdev if that begins with 4096 zero bytes",
@@ -370,20 +400,4 @@ pub const METHODS: &[Method] = &[
         help: "Show a device's table line",
         parameters: &[required("name", Kind::String, "Name of the device")],
     },
-    era::METHODS[0],
-    era::METHODS[1],
-    era::METHODS[2],
-    era::METHODS[3],
-    era::METHODS[4],
-    era::METHODS[5],
-    era::METHODS[6],
-    era::METHODS[7],
-    era::METHODS[8],
-    snapshot::METHODS[0],
-    snapshot::METHODS[1],
-    snapshot::METHODS[2],
-    snapshot::METHODS[3],
-    snapshot::METHODS[4],
-    snapshot::METHODS[5],
-    snapshot::METHODS[6],
 ];

@@ -53,6 +53,8 @@ echo!(
     snapshot_merge: SnapshotMerge, snapshot_merge_stop: Name,
     snapshot_merge_resume: SnapshotMergeResume, snapshot_status: SnapshotStatus,
     snapshot_delete: Name,
+    nbd_export_create: NbdExportCreate, nbd_export_delete: NbdExportDelete,
+    nbd_export_list: NbdExportList,
     dm_create: DmCreate, dm_remove: Name, dm_message: DmMessage, dm_status: Name, dm_table: Name,
 );
 
