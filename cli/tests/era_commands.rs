@@ -16,11 +16,12 @@ use persistent_data::block::{Kind, get_u64};
 use persistent_data::device::BlockBytes;
 use persistent_data::memory::MemoryDevice;
 use persistent_data::node::NODE;
-use persistent_data::space_map::{BITMAP, INDEX, store, stored};
+use persistent_data::space_map::{BITMAP, INDEX, store};
 use proptest::prelude::*;
 use std::rc::Rc;
+use support::files::{self, of_blocks, restore, with};
 use support::tools::{Temp, both, run};
-use support::{spdk_dm, succeed};
+use support::{damage, spdk_dm, succeed};
 
 const XML: &str = r#"<superblock uuid="" block_size="128" nr_blocks="6" current_era="4">
   <writeset era="3" nr_bits="4">
@@ -50,26 +51,8 @@ const XML: &str = r#"<superblock uuid="" block_size="128" nr_blocks="6" current_
 
 const NR_METADATA: u64 = 128;
 
-fn with(name: &str, text: &str) -> Temp {
-    let file = Temp::new(name);
-    std::fs::write(&file.0, text).unwrap();
-    file
-}
-
 fn restored(name: &str) -> Temp {
-    let xml = with(&format!("{name}.xml"), XML);
-    let file = Temp::new(name);
-    succeed(args![
-        "era",
-        "restore",
-        "-i",
-        xml.0,
-        "-o",
-        file.0,
-        "--size-mib",
-        "1"
-    ]);
-    file
+    files::restored("era", name, XML, 1)
 }
 
 /// Each verb's answer to known contents, and how `marked` runs and values left out are read.
@@ -99,16 +82,7 @@ fn known_contents() {
     </superblock>"#;
     let xml = with("era-short.xml", short);
     let again = Temp::new("era-short");
-    succeed(args![
-        "era",
-        "restore",
-        "-i",
-        xml.0,
-        "-o",
-        again.0,
-        "--size-mib",
-        "1"
-    ]);
+    assert_eq!(restore("era", &xml, &again, 1, &[]).code, Some(0));
     assert_eq!(succeed(args!["era", "dump", again.0]), XML);
     let text = succeed(args!["era", "check", "--super-block-only", again.0]);
     assert!(
@@ -125,21 +99,10 @@ fn nothing_is_overwritten_unasked() {
     let era = restored("era-over");
     let foreign = Temp::new("era-foreign");
     std::fs::write(&foreign.0, vec![7; 1 << 20]).unwrap();
-    let pool_xml = with(
-        "era-pool.xml",
-        r#"<superblock uuid="" time="0" transaction="0" version="2" data_block_size="128" nr_data_blocks="9">
-</superblock>"#,
-    );
-    let pool = Temp::new("era-pool");
-    succeed(args![
-        "restore",
-        "-i",
-        pool_xml.0,
-        "-o",
-        pool.0,
-        "--size-mib",
-        "1"
-    ]);
+    let text = r#"<superblock uuid="" time="0" transaction="0" version="2" data_block_size="128" nr_data_blocks="9">
+</superblock>"#;
+    let pool_xml = with("era-pool.xml", text);
+    let pool = files::restored("thin", "era-pool", text, 1);
     for (output, what) in [
         (&era, "metadata of an era target"),
         (&foreign, "is not blank"),
@@ -231,16 +194,7 @@ fn bad_xml_is_refused() {
             &XML.replacen(from, to, if from == "value=\"true\"" { 1 } else { 9 }),
         );
         let file = Temp::new("era-bad");
-        let ran = spdk_dm(args![
-            "era",
-            "restore",
-            "-i",
-            xml.0,
-            "-o",
-            file.0,
-            "--size-mib",
-            "1"
-        ]);
+        let ran = restore("era", &xml, &file, 1, &[]);
         assert_eq!(ran.code, Some(1), "{to}: {ran:?}");
         assert!(ran.err.contains(reason), "{to}: {ran:?}");
         let dump = spdk_dm(args!["era", "dump", file.0]);
@@ -285,23 +239,13 @@ fn eras() -> Vec<BlockBytes> {
 
 static KINDS: [&Kind; 5] = [&SUPERBLOCK, &NODE, &ARRAY, &BITMAP, &INDEX];
 
-fn kind(bytes: &BlockBytes, block: u64) -> Option<&'static Kind> {
-    KINDS
-        .into_iter()
-        .find(|kind| kind.verify(bytes, block).is_ok())
-}
-
+/// The bitmap of the metadata device; the root of its map is at 44 (era.md 1).
 fn bitmap(blocks: &[BlockBytes]) -> usize {
-    let index = get_u64(&blocks[0], 44 + 16);
-    get_u64(&blocks[index as usize], 16) as usize
+    damage::bitmap(blocks, 44)
 }
 
-/// Blocks that are referred to.
 fn used(blocks: &[BlockBytes]) -> Vec<u64> {
-    let bitmap = &blocks[bitmap(blocks)];
-    (0..NR_METADATA)
-        .filter(|block| stored(bitmap, *block) > 0)
-        .collect()
+    damage::used(blocks, bitmap(blocks))
 }
 
 /// What must hold whatever is damaged. Returns what the check said.
@@ -347,24 +291,12 @@ fn every_block_damaged_in_turn() {
     let good = eras();
     let used = used(&good);
     assert!(used.len() > 20, "{used:?}");
-    let free = (0..NR_METADATA)
-        .find(|block| !used.contains(block))
-        .unwrap();
-    for block in used.iter().copied().chain([free]) {
-        for zero in [true, false] {
-            let mut blocks = good.clone();
-            let bytes = &mut blocks[block as usize];
-            match zero {
-                true => *bytes = [0; 4096],
-                false => bytes[(block as usize * 97 + 20) % 4096] ^= 0x10,
-            }
-            let damaged = Temp::new("era-damaged");
-            std::fs::write(&damaged.0, blocks.concat()).unwrap();
-            let (ok, report) = survive(&damaged);
-            assert_eq!(ok, block == free, "{block} {zero}: {report}");
-            let named = report.contains(&format!("metadata block {block}"));
-            assert!(ok || named, "{block} {zero}: {report}");
-        }
+    for case in damage::one_by_one(&good, &used) {
+        let (block, zero) = (case.block, case.zero);
+        let (ok, report) = survive(&of_blocks("era-damaged", &case.blocks));
+        assert_eq!(ok, case.is_free, "{block} {zero}: {report}");
+        let named = report.contains(&format!("metadata block {block}"));
+        assert!(ok || named, "{block} {zero}: {report}");
     }
 }
 
@@ -392,9 +324,7 @@ fn leaks_and_damage() {
         let nr_free = nr_free.wrapping_add_signed(-allocated as i32);
         blocks[index][24..28].copy_from_slice(&nr_free.to_le_bytes());
         INDEX.seal(&mut blocks[index], index as u64);
-        let file = Temp::new("era-counts");
-        std::fs::write(&file.0, blocks.concat()).unwrap();
-        file
+        of_blocks("era-counts", &blocks)
     };
     let leaked = wrong(free, 1, 1);
     let ran = spdk_dm(args!["era", "check", leaked.0]);
@@ -428,32 +358,12 @@ proptest! {
     /// Damage under right checksums, as by a bug or on purpose: nothing hangs, panics or takes memory
     /// without bound.
     #[test]
-    fn damage_with_right_checksums(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), 0..4088usize, any::<u64>(), 0..4u8), 1..6),
-    ) {
+    fn damage_with_right_checksums(changes in damage::changes()) {
         let mut blocks = eras();
         let used = used(&blocks);
-        for (block, at, value, how) in changes {
-            let nr = *block.get(&used);
-            let bytes = &mut blocks[nr as usize];
-            let Some(kind) = kind(bytes, nr) else { continue };
-            // Most changes hit fields that are in use, with numbers that mean something.
-            let at = match how {
-                0 => at,
-                1 => at % 64 / 4 * 4,
-                2 => 32 + at % 400 / 8 * 8,
-                _ => 160 + at % 64 / 4 * 4,
-            };
-            let value = match value % 3 {
-                0 => used[value as usize % used.len()],
-                1 => get_u64(bytes, at).wrapping_add(value % 7).wrapping_sub(3),
-                _ => value,
-            };
-            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
-            kind.seal(bytes, nr);
-        }
-        let damaged = Temp::new("era-sealed");
-        std::fs::write(&damaged.0, blocks.concat()).unwrap();
+        // Fields of the superblock.
+        damage::change(&mut blocks, changes, &used, &KINDS, |at| 160 + at % 64 / 4 * 4);
+        let damaged = of_blocks("era-sealed", &blocks);
         let (ok, report) = survive(&damaged);
         // What we let pass, the strict era_check does, too.
         if ok {

@@ -51,10 +51,7 @@ fn tools(name: &str, file: &Temp) -> [String; 2] {
 }
 
 fn blank(name: &str) -> Temp {
-    let file = Temp::new(name);
-    let made = std::fs::File::create(&file.0).unwrap();
-    made.set_len(NR_METADATA * 4096).unwrap();
-    file
+    support::files::blank(name, NR_METADATA)
 }
 
 /// Of each block the highest era a dump has it in.

@@ -11,6 +11,7 @@ mod support;
 
 use persistent_data::block::get_u32;
 use proptest::prelude::*;
+use support::files::{self, restore, with};
 use support::tools::{Temp, both, run, thin_check};
 use support::{spdk_dm, succeed};
 
@@ -22,25 +23,8 @@ const XML: &str = r#"<superblock uuid="" time="2" transaction="8" flags="1" vers
 </superblock>
 "#;
 
-fn with(name: &str, text: &str) -> Temp {
-    let file = Temp::new(name);
-    std::fs::write(&file.0, text).unwrap();
-    file
-}
-
 fn restored(name: &str) -> Temp {
-    let xml = with(&format!("{name}.xml"), XML);
-    let file = Temp::new(name);
-    succeed(args![
-        "restore",
-        "-i",
-        xml.0,
-        "-o",
-        file.0,
-        "--size-mib",
-        "4"
-    ]);
-    file
+    files::restored("thin", name, XML, 4)
 }
 
 /// A pool, or anything that is not blank, is not overwritten without --force; the input of a repair
@@ -65,16 +49,7 @@ fn nothing_is_overwritten_unasked() {
     let same = spdk_dm(args!["repair", "--force", "-i", file.0, "-o", file.0]);
     assert_eq!(same.code, Some(1));
     assert!(same.err.contains("another file"), "{same:?}");
-    let exists = spdk_dm(args![
-        "restore",
-        "-i",
-        xml.0,
-        "-o",
-        file.0,
-        "--size-mib",
-        "4"
-    ]);
-    assert_eq!(exists.code, Some(1));
+    assert_eq!(restore("thin", &xml, &file, 4, &[]).code, Some(1));
     succeed(args!["restore", "--force", "-i", xml.0, "-o", other.0]);
     thin_check(&other);
     assert_eq!(
@@ -217,15 +192,7 @@ fn wrong_xml_is_refused() {
     for (i, (from, to, expected)) in cases.into_iter().enumerate() {
         let xml = with(&format!("wrong-{i}.xml"), &XML.replacen(from, to, 1));
         let file = Temp::new(&format!("wrong-{i}"));
-        let ran = spdk_dm(args![
-            "restore",
-            "-i",
-            xml.0,
-            "-o",
-            file.0,
-            "--size-mib",
-            "1"
-        ]);
+        let ran = restore("thin", &xml, &file, 1, &[]);
         assert!(
             ran.code == Some(1) && ran.err.contains(expected),
             "{to}: {ran:?}"
@@ -242,21 +209,12 @@ fn overrides_and_corrections() {
         &XML.replace("mapped_blocks=\"10\"", "mapped_blocks=\"11\""),
     );
     let file = Temp::new("fix");
-    let ran = spdk_dm(args![
-        "restore",
-        "-i",
-        xml.0,
-        "-o",
-        file.0,
-        "--size-mib",
-        "4",
-        "--transaction-id",
-        "77",
-        "--nr-data-blocks",
-        "3000",
-        "--data-block-size",
-        "256"
-    ]);
+    let overrides = [
+        ["--transaction-id", "77"],
+        ["--nr-data-blocks", "3000"],
+        ["--data-block-size", "256"],
+    ];
+    let ran = restore("thin", &xml, &file, 4, overrides.as_flattened());
     assert!(
         ran.code == Some(0) && ran.err.contains("11 mapped blocks"),
         "{ran:?}"
@@ -316,7 +274,7 @@ proptest! {
         let xml = Temp::new(&format!("any-{number}.xml"));
         std::fs::write(&xml.0, text).unwrap();
         let file = Temp::new(&format!("any-{number}"));
-        let ran = spdk_dm(args!["restore", "-i", xml.0, "-o", file.0, "--size-mib", "1"]);
+        let ran = restore("thin", &xml, &file, 1, &[]);
         if ran.code == Some(0) {
             let [mut old, mut strict] = both("thin_check");
             run(old.arg(&file.0));
@@ -338,20 +296,8 @@ proptest! {
 /// tools' restore does.
 #[test]
 fn a_block_mapped_twice() {
-    let xml = with(
-        "twice.xml",
-        &XML.replace("data_begin=\"100\"", "data_begin=\"00\""),
-    );
-    let file = Temp::new("twice");
-    succeed(args![
-        "restore",
-        "-i",
-        xml.0,
-        "-o",
-        file.0,
-        "--size-mib",
-        "1"
-    ]);
+    let twice = XML.replace("data_begin=\"100\"", "data_begin=\"00\"");
+    let file = files::restored("thin", "twice", &twice, 1);
     succeed(args!["check", file.0]);
     let [mut old, _] = both("thin_check");
     run(old.arg(&file.0));

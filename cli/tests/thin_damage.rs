@@ -11,15 +11,17 @@
 mod support;
 
 use futures::executor::block_on;
-use persistent_data::block::{Kind, get_u32, get_u64, no_rules};
+use persistent_data::block::{Kind, get_u32, no_rules};
 use persistent_data::device::BlockBytes;
 use persistent_data::node::NODE;
-use persistent_data::space_map::{BITMAP, INDEX, stored};
+use persistent_data::space_map::{BITMAP, INDEX};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use support::files::{self, of_blocks};
 use support::pools::{History, NR_METADATA, Step, make};
 use support::tools::{Temp, both, run, thin_check};
-use support::{spdk_dm, succeed};
+use support::{damage, spdk_dm, succeed};
 
 static SUPERBLOCK: Kind = Kind {
     name: "thin superblock",
@@ -53,27 +55,15 @@ fn pool() -> Vec<BlockBytes> {
     block_on(make(&history)).blocks()
 }
 
-/// Blocks that are referred to.
-fn used(blocks: &[BlockBytes]) -> Vec<u64> {
-    let index = get_u64(&blocks[0], 192 + 16);
-    let bitmap = get_u64(&blocks[index as usize], 16);
-    (0..NR_METADATA)
-        .filter(|block| stored(&blocks[bitmap as usize], *block) > 0)
-        .collect()
-}
+static KINDS: [&Kind; 4] = [&NODE, &BITMAP, &INDEX, &SUPERBLOCK];
 
-fn kind(bytes: &BlockBytes, block: u64) -> Option<&'static Kind> {
-    let kinds = [&NODE, &BITMAP, &INDEX, &SUPERBLOCK];
-    kinds
-        .into_iter()
-        .find(|kind| kind.verify(bytes, block).is_ok())
+/// Blocks that are referred to; the root of the metadata device's map is at 192 (thin.md 1).
+fn used(blocks: &[BlockBytes]) -> Vec<u64> {
+    damage::used(blocks, damage::bitmap(blocks, 192))
 }
 
 fn blank(name: &str) -> Temp {
-    let file = Temp::new(name);
-    let made = std::fs::File::create(&file.0).unwrap();
-    made.set_len(NR_METADATA * 4096).unwrap();
-    file
+    files::blank(name, NR_METADATA)
 }
 
 /// Device, virtual block, data block, time of every mapping of a dump.
@@ -125,50 +115,39 @@ fn survive(name: &str, damaged: &Temp) -> (bool, String) {
 #[test]
 fn every_block_damaged_in_turn() {
     let good = pool();
-    let file = Temp::new("damage-good");
-    std::fs::write(&file.0, good.concat()).unwrap();
+    let file = of_blocks("damage-good", &good);
     let original = mappings(&succeed(args!["dump", file.0]));
     let held = mappings(&succeed(args!["dump", "-m", file.0]));
     let used = used(&good);
     assert!(used.len() > 30, "{used:?}");
-    let free = (0..NR_METADATA)
-        .find(|block| !used.contains(block))
-        .unwrap();
-    for block in used.iter().copied().chain([free]) {
-        for zero in [true, false] {
-            let name = format!("damage-{block}-{zero}");
-            let mut blocks = good.clone();
-            let bytes = &mut blocks[block as usize];
-            match zero {
-                true => *bytes = [0; 4096],
-                false => bytes[(block as usize * 97 + 20) % 4096] ^= 0x10,
-            }
-            let damaged = Temp::new(&name);
-            std::fs::write(&damaged.0, blocks.concat()).unwrap();
-            let (ok, report) = survive(&name, &damaged);
-            assert_eq!(ok, block == free, "{name}: {report}");
-            let named = report.contains(&format!("metadata block {block}"));
-            assert!(ok || named, "{name}: {report}");
-            let repaired = blank(&format!("{name}-again"));
-            let repair = spdk_dm(args!["repair", "-i", damaged.0, "-o", repaired.0]);
-            if block == 0 && zero {
-                assert_eq!(repair.code, Some(1), "a blank device is nothing to repair");
-                continue;
-            }
-            assert_eq!(repair.code, Some(0), "{name}: {repair:?}");
-            let kept = mappings(&succeed(args!["dump", repaired.0]));
-            let invented = kept
-                .iter()
-                .find(|m| !original.contains(m) && !held.contains(m));
-            assert_eq!(invented, None, "{name}");
-            let lost = original.difference(&kept).count();
-            assert!(
-                lost == 0 || repair.err.contains("lost"),
-                "{name}: {lost} {repair:?}"
-            );
-            let node = kind(&good[block as usize], block).is_some_and(|k| std::ptr::eq(k, &NODE));
-            assert!(lost == 0 || node, "{name}: {lost} lost");
+    for case in damage::one_by_one(&good, &used) {
+        let (block, zero) = (case.block, case.zero);
+        let name = format!("damage-{block}-{zero}");
+        let damaged = of_blocks(&name, &case.blocks);
+        let (ok, report) = survive(&name, &damaged);
+        assert_eq!(ok, case.is_free, "{name}: {report}");
+        let named = report.contains(&format!("metadata block {block}"));
+        assert!(ok || named, "{name}: {report}");
+        let repaired = blank(&format!("{name}-again"));
+        let repair = spdk_dm(args!["repair", "-i", damaged.0, "-o", repaired.0]);
+        if block == 0 && zero {
+            assert_eq!(repair.code, Some(1), "a blank device is nothing to repair");
+            continue;
         }
+        assert_eq!(repair.code, Some(0), "{name}: {repair:?}");
+        let kept = mappings(&succeed(args!["dump", repaired.0]));
+        let invented = kept
+            .iter()
+            .find(|m| !original.contains(m) && !held.contains(m));
+        assert_eq!(invented, None, "{name}");
+        let lost = original.difference(&kept).count();
+        assert!(
+            lost == 0 || repair.err.contains("lost"),
+            "{name}: {lost} {repair:?}"
+        );
+        let node = damage::kind(&KINDS, &good[block as usize], block)
+            .is_some_and(|k| std::ptr::eq(k, &NODE));
+        assert!(lost == 0 || node, "{name}: {lost} lost");
     }
 }
 
@@ -176,30 +155,25 @@ fn every_block_damaged_in_turn() {
 #[test]
 fn a_lost_superblock() {
     let good = pool();
-    let file = Temp::new("lost-good");
-    std::fs::write(&file.0, good.concat()).unwrap();
+    let file = of_blocks("lost-good", &good);
     let original = succeed(args!["dump", file.0]);
     let mut blocks = good.clone();
     blocks[0] = [0x55; 4096];
-    let damaged = Temp::new("lost-superblock");
-    std::fs::write(&damaged.0, blocks.concat()).unwrap();
+    let damaged = of_blocks("lost-superblock", &blocks);
     let output = blank("lost-output");
     let without = spdk_dm(args!["repair", "-i", damaged.0, "-o", output.0]);
     assert_eq!(without.code, Some(1));
     assert!(without.err.contains("--data-block-size"), "{without:?}");
-    let ran = spdk_dm(args![
-        "repair",
-        "--data-block-size",
-        "128",
-        "--nr-data-blocks",
-        "40000",
-        "--transaction-id",
-        "5",
-        "-i",
-        damaged.0,
-        "-o",
-        output.0
-    ]);
+    let said = [
+        ["--data-block-size", "128"],
+        ["--nr-data-blocks", "40000"],
+        ["--transaction-id", "5"],
+    ];
+    let args = args!["repair", "-i", damaged.0, "-o", output.0];
+    let ran = spdk_dm(
+        args.into_iter()
+            .chain(said.iter().flatten().map(OsStr::new)),
+    );
     assert_eq!(ran.code, Some(0), "{ran:?}");
     thin_check(&output);
     assert_eq!(
@@ -208,14 +182,7 @@ fn a_lost_superblock() {
     );
     let theirs = blank("lost-theirs");
     let [_, mut repair] = both("thin_repair");
-    repair.args([
-        "--data-block-size",
-        "128",
-        "--nr-data-blocks",
-        "40000",
-        "--transaction-id",
-        "5",
-    ]);
+    repair.args(said.as_flattened());
     run(repair.arg("-i").arg(&damaged.0).arg("-o").arg(&theirs.0));
     assert_eq!(
         succeed(args!["dump", theirs.0]),
@@ -230,33 +197,15 @@ proptest! {
     /// without bound, and whatever a repair writes is sound.
     #[test]
     fn damage_with_right_checksums(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), 0..4088usize, any::<u64>(), 0..4u8), 1..6),
+        changes in damage::changes(),
         number: u64,
     ) {
         let mut blocks = pool();
         let used = used(&blocks);
-        for (block, at, value, how) in changes {
-            let nr = *block.get(&used);
-            let bytes = &mut blocks[nr as usize];
-            let Some(kind) = kind(bytes, nr) else { continue };
-            // Half of the changes hit fields that are in use, with numbers that mean something.
-            let at = match how {
-                0 => at,
-                1 => at % 64 / 4 * 4,
-                2 => 32 + at % 400 / 8 * 8,
-                _ => 2048 + at % 400 / 8 * 8,
-            };
-            let value = match value % 3 {
-                0 => used[value as usize % used.len()],
-                1 => get_u64(bytes, at).wrapping_add(value % 7).wrapping_sub(3),
-                _ => value,
-            };
-            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
-            kind.seal(bytes, nr);
-        }
+        // Values of full nodes.
+        damage::change(&mut blocks, changes, &used, &KINDS, |at| 2048 + at % 400 / 8 * 8);
         let name = format!("sealed-{number}");
-        let damaged = Temp::new(&name);
-        std::fs::write(&damaged.0, blocks.concat()).unwrap();
+        let damaged = of_blocks(&name, &blocks);
         let (ok, report) = survive(&name, &damaged);
         // What we let pass, the strict thin_check does, too.
         if ok && get_u32(&blocks[0], 360) == 0 {

@@ -39,13 +39,7 @@ fn tool<const N: usize>(old: bool, name: &str, args: [&str; N], file: &Temp) -> 
 }
 
 fn blank(name: &str) -> Temp {
-    let file = Temp::new(name);
-    let size = support::pools::NR_METADATA * 4096;
-    std::fs::File::create(&file.0)
-        .unwrap()
-        .set_len(size)
-        .unwrap();
-    file
+    support::files::blank(name, support::pools::NR_METADATA)
 }
 
 /// Who uses the data blocks of a region, from a dump with every mapping.

@@ -3,15 +3,13 @@
 //! What opens without an error keeps to the format (snapshot.md 1), takes exceptions until it is full, is the
 //! same when it is opened again, and can be merged away to nothing.
 
+use crate::sectors::Sectors;
 use arbitrary::{Arbitrary, Unstructured};
-use async_trait::async_trait;
-use bdev::device::{ByteDevice, Contents, DataDevice, SECTOR_BYTES};
-use bdev::errno::Errno;
+use bdev::device::SECTOR_BYTES;
 use bdev::snapshot::SnapshotError;
 use bdev::snapshot::layout::{Exception, Layout};
 use bdev::snapshot::store::{Opened, PersistentStore, check};
 use futures::executor::block_on;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -57,68 +55,6 @@ enum Step {
     Check,
 }
 
-struct Device(RefCell<Vec<u8>>);
-
-#[async_trait(?Send)]
-impl DataDevice for Device {
-    fn nr_sectors(&self) -> u64 {
-        self.0.borrow().len() as u64 / SECTOR_BYTES
-    }
-
-    fn block_bytes(&self) -> u32 {
-        512
-    }
-
-    fn supports_discard(&self) -> bool {
-        false
-    }
-
-    async fn zero(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        let zeroes = vec![0; usize::try_from(len * SECTOR_BYTES).map_err(|_| Errno::EIO)?];
-        self.write_bytes(offset, &zeroes).await
-    }
-
-    async fn read(&self, _: u64, _: u64) -> Result<Contents, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    async fn write(&self, _: u64, _: Contents) -> Result<(), Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    async fn discard(&self, _: u64, _: u64) -> Result<(), Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    async fn flush(&self) -> Result<(), Errno> {
-        Ok(())
-    }
-}
-
-#[async_trait(?Send)]
-impl ByteDevice for Device {
-    async fn read_bytes(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        let at = usize::try_from(offset.checked_mul(SECTOR_BYTES).ok_or(Errno::EIO)?);
-        let at = at.map_err(|_| Errno::EIO)?;
-        let bytes = self.0.borrow();
-        let end = at.checked_add(buf.len()).ok_or(Errno::EIO)?;
-        buf.copy_from_slice(bytes.get(at..end).ok_or(Errno::EIO)?);
-        Ok(())
-    }
-
-    async fn write_bytes(&self, offset: u64, buf: &[u8]) -> Result<(), Errno> {
-        let at = usize::try_from(offset.checked_mul(SECTOR_BYTES).ok_or(Errno::EIO)?);
-        let at = at.map_err(|_| Errno::EIO)?;
-        let mut bytes = self.0.borrow_mut();
-        let end = at.checked_add(buf.len()).ok_or(Errno::EIO)?;
-        bytes
-            .get_mut(at..end)
-            .ok_or(Errno::EIO)?
-            .copy_from_slice(buf);
-        Ok(())
-    }
-}
-
 type Found = BTreeMap<u64, u64>;
 
 /// Runs one input.
@@ -130,7 +66,7 @@ pub fn run(data: &[u8]) {
 }
 
 async fn open(
-    device: &Rc<Device>,
+    device: &Rc<Sectors>,
     asked: u64,
 ) -> Result<Option<(PersistentStore, Found)>, SnapshotError> {
     let mut found = Found::new();
@@ -162,9 +98,8 @@ fn judge(store: &PersistentStore, found: &Found) {
     assert!(store.metadata_sectors() > 0);
 }
 
-async fn base(case: &Case) -> Rc<Device> {
-    let size = usize::try_from(NR_SECTORS * SECTOR_BYTES).unwrap();
-    let device = Rc::new(Device(RefCell::new(vec![0; size])));
+async fn base(case: &Case) -> Rc<Sectors> {
+    let device = Sectors::zeroes(NR_SECTORS);
     let sectors = 1 << (case.chunk % 4);
     let (store, _) = open(&device, sectors).await.unwrap().unwrap();
     for number in 0..u64::from(case.nr_exceptions) {

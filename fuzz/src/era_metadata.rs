@@ -1,14 +1,13 @@
 //! An era target's metadata on a damaged disk: opened, checked, read and changed.
-//!
-//! Where the strict check has found nothing, the metadata is as good as undamaged: then every
-//! operation must succeed and the check must find nothing at the end either.
 
+use crate::damaged::{self, Trouble, look_at};
 use crate::image::{ERA, Image, Mutation};
 use arbitrary::{Arbitrary, Unstructured};
 use bdev::era::metadata::dump::DumpError;
 use bdev::era::metadata::xml::{Layout, XmlWriter};
 use bdev::era::metadata::{EraError, EraMetadata, OpenOptions, Step as Digested};
 use bdev::era::metadata::{MAX_BLOCKS, View};
+use bdev::errno::Errno;
 use futures::executor::block_on;
 use persistent_data::Error;
 use persistent_data::device::BlockDevice;
@@ -18,9 +17,6 @@ use std::rc::Rc;
 
 /// Metadata blocks of the device.
 const NR_BLOCKS: u64 = 96;
-
-/// Steps of one input that are taken.
-const MAX_STEPS: usize = 24;
 
 /// No dump of the metadata of such a device is longer: per metadata block as many bits as it has.
 const MAX_DUMP_BYTES: usize = 256 << 20;
@@ -33,7 +29,7 @@ struct Case {
 }
 
 #[derive(Debug, Arbitrary)]
-enum Step {
+pub(crate) enum Step {
     Check,
     Dump { snapshot: bool, old: bool },
     DumpLogical { snapshot: bool },
@@ -114,47 +110,50 @@ thread_local! {
     static BASES: [Image; 3] = [0, 1, 2].map(|number| block_on(base(number)).unwrap());
 }
 
-/// Whether an error is also possible without damage.
-fn is_harmless(error: &EraError) -> bool {
-    error.is_refusal()
-        || matches!(
-            error,
+impl Trouble for EraError {
+    fn errno(&self) -> Errno {
+        self.errno()
+    }
+
+    fn is_refusal(&self) -> bool {
+        self.is_refusal()
+    }
+
+    fn is_harmless(&self) -> bool {
+        matches!(
+            self,
             EraError::Metadata(Error::NoSpace) | EraError::Unusable
         )
-}
+    }
 
-/// Says no more than it must: an error that blames the disk says where.
-fn look_at(error: &EraError) {
-    let text = error.to_string();
-    assert!(!text.is_empty() && error.errno().0 > 0);
-    assert!(
-        !matches!(error, EraError::Metadata(Error::Flush(_))),
-        "{text}"
-    );
+    fn cause(&self) -> Option<&Error> {
+        match self {
+            EraError::Metadata(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 async fn drive(case: &Case) {
     let number = usize::from(case.base) % 3;
     let blocks = BASES.with(|bases| bases[number].mutated(&case.mutations));
     let device = Rc::new(MemoryDevice::from_blocks(blocks));
-    let mut metadata = match EraMetadata::open_any(device.clone(), 0).await {
+    let metadata = match EraMetadata::open_any(device.clone(), 0).await {
         Ok(metadata) => metadata,
         Err(error) => return look_at(&error),
     };
     let report = metadata.survey().await;
     let is_clean = report.is_clean();
     for error in report.unreadable {
-        look_at(&error.into());
+        look_at(&EraError::from(error));
     }
-    let outcome = |error: EraError| {
-        look_at(&error);
-        assert!(
-            !is_clean || is_harmless(&error),
-            "checked, and yet: {error}"
-        );
-        error
-    };
-    let tour = [
+    damaged::drive(metadata, &device, is_clean, &case.steps).await;
+}
+
+impl damaged::Metadata for EraMetadata {
+    type Step = Step;
+    type Error = EraError;
+    const TOUR: &'static [Step] = &[
         Step::Dump {
             snapshot: false,
             old: false,
@@ -173,30 +172,30 @@ async fn drive(case: &Case) {
         Step::DigestAll,
         Step::Check,
     ];
-    let is_tour = case.steps.is_empty();
-    let steps = if is_tour { &tour[..] } else { &case.steps[..] };
-    for step in steps.iter().take(MAX_STEPS) {
-        let Err(error) = take(&mut metadata, &device, step).await else {
-            continue;
-        };
-        let error = outcome(error);
-        if !(error.is_refusal() && metadata.is_usable())
-            && let Err(error) = metadata.recover().await
-        {
-            // What was read before is read again.
-            outcome(error);
-            return;
-        }
+
+    async fn take(&mut self, device: &Rc<MemoryDevice>, step: &Step) -> Result<(), EraError> {
+        take(self, device, step).await
     }
-    if let Err(error) = metadata.commit().await {
-        outcome(error);
-        return;
+
+    fn is_usable(&self) -> bool {
+        self.is_usable()
     }
-    if is_clean {
-        // Restored or grown metadata may be odd, this never was.
-        assert_eq!(metadata.check().await, Ok(Vec::new()));
+
+    async fn recover(&mut self) -> Result<(), EraError> {
+        self.recover().await
     }
-    assert!(metadata.cache_used_bytes() <= 128 * 4096);
+
+    async fn commit(&mut self) -> Result<(), EraError> {
+        self.commit().await
+    }
+
+    async fn assert_sound(&mut self) {
+        assert_eq!(self.check().await, Ok(Vec::new()));
+    }
+
+    fn cache_used_bytes(&self) -> u64 {
+        self.cache_used_bytes()
+    }
 }
 
 /// Takes so much and no more.

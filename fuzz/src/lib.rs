@@ -5,7 +5,8 @@
 //! programs in `targets/` give `run` to libFuzzer; `tests/replay.rs` gives it the committed inputs.
 //!
 //! A new target is a module here, a line in [`TARGETS`], a program in `targets/` with its `[[bin]]`,
-//! and `seeds/<target>/`. For another metadata format, [`image`] re-seals mutated blocks.
+//! and `seeds/<target>/`. For another metadata format, [`image`] re-seals mutated blocks and [`damaged`]
+//! says what must hold.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -15,12 +16,14 @@
 )]
 
 pub mod cow_store;
+mod damaged;
 pub mod dm_lines;
 pub mod era_metadata;
 pub mod image;
 pub mod json_rpc;
 pub mod persistent_data;
 pub mod ploop_image;
+pub mod sectors;
 pub mod thin_metadata;
 pub mod xml;
 

@@ -3,10 +3,9 @@
 //! An image in which the check finds nothing is as good as an undamaged one: then it can be read, copied,
 //! and closed, and is as before. Any other is refused, with a reason.
 
+use crate::sectors::Sectors;
 use arbitrary::{Arbitrary, Unstructured};
-use async_trait::async_trait;
-use bdev::device::{ByteDevice, Contents, DataDevice, SECTOR_BYTES};
-use bdev::errno::Errno;
+use bdev::device::SECTOR_BYTES;
 use bdev::ploop::image::Header;
 use bdev::ploop::image::header::HEADER_BYTES;
 use bdev::ploop::image::survey::Survey;
@@ -16,7 +15,6 @@ use bdev::ploop::{Lower, Source, create};
 use bdev::target::BaseId;
 use futures::executor::block_on;
 use md5::{Digest, Md5};
-use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Sectors of the device, beside one without room for some clusters.
@@ -54,83 +52,13 @@ struct Case<'a> {
     line: &'a str,
 }
 
-struct Memory(RefCell<Vec<u8>>);
-
-impl Memory {
-    fn part(&self, first: u64, len: usize) -> Result<std::ops::Range<usize>, Errno> {
-        let first = first as usize * SECTOR_BYTES as usize;
-        let end = first + len;
-        (end <= self.0.borrow().len())
-            .then_some(first..end)
-            .ok_or(Errno::EIO)
-    }
-}
-
-#[async_trait(?Send)]
-impl DataDevice for Memory {
-    fn nr_sectors(&self) -> u64 {
-        self.0.borrow().len() as u64 / SECTOR_BYTES
-    }
-
-    fn block_bytes(&self) -> u32 {
-        SECTOR_BYTES as u32
-    }
-
-    fn supports_discard(&self) -> bool {
-        false
-    }
-
-    async fn zero(&self, first: u64, len: u64) -> Result<(), Errno> {
-        let part = self.part(first, (len * SECTOR_BYTES) as usize)?;
-        self.0.borrow_mut()[part].fill(0);
-        Ok(())
-    }
-
-    async fn read(&self, _: u64, _: u64) -> Result<Contents, Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    async fn write(&self, _: u64, _: Contents) -> Result<(), Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    async fn discard(&self, _: u64, _: u64) -> Result<(), Errno> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    async fn flush(&self) -> Result<(), Errno> {
-        Ok(())
-    }
-}
-
-#[async_trait(?Send)]
-impl ByteDevice for Memory {
-    async fn read_bytes(&self, first: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        buf.copy_from_slice(&self.0.borrow()[self.part(first, buf.len())?]);
-        Ok(())
-    }
-
-    async fn write_bytes(&self, first: u64, buf: &[u8]) -> Result<(), Errno> {
-        let part = self.part(first, buf.len())?;
-        self.0.borrow_mut()[part].copy_from_slice(buf);
-        Ok(())
-    }
-}
-
-fn source(device: &Rc<Memory>, base: u8) -> Source {
+fn source(device: &Rc<Sectors>, base: u8) -> Source {
     Source {
         name: base.to_string(),
         device: device.clone(),
         base: BaseId(base),
         flushes: true,
     }
-}
-
-fn memory(nr_sectors: usize) -> Rc<Memory> {
-    Rc::new(Memory(RefCell::new(vec![
-        0;
-        nr_sectors * SECTOR_BYTES as usize
-    ])))
 }
 
 fn put(bytes: &mut [u8], at: usize, word: u32) {
@@ -199,14 +127,14 @@ pub fn run(data: &[u8]) {
         let digest = Md5::digest(&extension[24..]);
         extension[8..24].copy_from_slice(&digest);
     }
-    block_on(look_at(Rc::new(Memory(RefCell::new(bytes))), case.over));
+    block_on(look_at(Sectors::new(bytes), case.over));
 }
 
-async fn look_at(image: Rc<Memory>, over: bool) {
+async fn look_at(image: Rc<Sectors>, over: bool) {
     let lower = match over {
         false => Vec::new(),
         true => vec![Lower {
-            source: source(&memory(NR_SECTORS), 1),
+            source: source(&Sectors::zeroes(NR_SECTORS as u64), 1),
             raw: true,
         }],
     };
@@ -232,8 +160,8 @@ async fn look_at(image: Rc<Memory>, over: bool) {
     };
     let before = contents(&reader).await;
     if reader.nr_sectors() <= MAX_COPY_SECTORS {
-        let room = reader.nr_sectors() as usize * 3 + 4096 + 2 * reader.cluster_sectors() as usize;
-        let other = memory(room);
+        let room = reader.nr_sectors() * 3 + 4096 + 2 * reader.cluster_sectors();
+        let other = Sectors::zeroes(room);
         let cluster = reader.cluster_sectors() as u32;
         create::create(&*other, reader.nr_sectors(), cluster)
             .await

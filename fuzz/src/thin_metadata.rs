@@ -1,10 +1,9 @@
 //! A pool's metadata on a damaged disk: opened, checked, read and changed.
-//!
-//! Where the strict check has found nothing, the metadata is as good as undamaged: then every
-//! operation must succeed and the check must find nothing at the end either.
 
+use crate::damaged::{self, Trouble, look_at};
 use crate::image::{Image, Mutation, THIN};
 use arbitrary::{Arbitrary, Unstructured};
+use bdev::errno::Errno;
 use bdev::thin::metadata::{OpenOptions, ThinError, ThinMetadata};
 use futures::executor::block_on;
 use persistent_data::Error;
@@ -13,9 +12,6 @@ use std::rc::Rc;
 
 /// Metadata blocks of the device.
 const NR_BLOCKS: u64 = 96;
-
-/// Steps of one input that are taken.
-const MAX_STEPS: usize = 24;
 
 #[derive(Debug, Arbitrary)]
 struct Case {
@@ -26,7 +22,7 @@ struct Case {
 }
 
 #[derive(Debug, Arbitrary)]
-enum Step {
+pub(crate) enum Step {
     Check,
     Dump,
     Details(u16),
@@ -130,26 +126,31 @@ thread_local! {
     static BASES: [Image; 3] = [0, 1, 2].map(|number| block_on(base(number)).unwrap());
 }
 
-/// Whether an error is also possible without damage.
-fn is_harmless(error: &ThinError) -> bool {
-    error.is_refusal()
-        || matches!(
-            error,
+impl Trouble for ThinError {
+    fn errno(&self) -> Errno {
+        self.errno()
+    }
+
+    fn is_refusal(&self) -> bool {
+        self.is_refusal()
+    }
+
+    fn is_harmless(&self) -> bool {
+        matches!(
+            self,
             ThinError::NoDataSpace
                 | ThinError::ReadOnly
                 | ThinError::Metadata(Error::NoSpace)
                 | ThinError::Shrunk { .. }
         )
-}
+    }
 
-/// Says no more than it must: an error that blames the disk says where.
-fn look_at(error: &ThinError) {
-    let text = error.to_string();
-    assert!(!text.is_empty() && error.errno().0 > 0);
-    assert!(
-        !matches!(error, ThinError::Metadata(Error::Flush(_))),
-        "{text}"
-    );
+    fn cause(&self) -> Option<&Error> {
+        match self {
+            ThinError::Metadata(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 async fn drive(case: &Case) {
@@ -157,24 +158,22 @@ async fn drive(case: &Case) {
     let blocks = BASES.with(|bases| bases[number].mutated(&case.mutations));
     let device = Rc::new(MemoryDevice::from_blocks(blocks));
     let opened = ThinMetadata::open(device.clone(), options(case.read_only)).await;
-    let mut metadata = match opened {
+    let metadata = match opened {
         Ok(metadata) => metadata,
         Err(error) => return look_at(&error),
     };
     let checked = metadata.check().await;
     let is_clean = checked.as_ref().is_ok_and(Vec::is_empty);
-    let outcome = |error: ThinError| {
-        look_at(&error);
-        assert!(
-            !is_clean || is_harmless(&error),
-            "checked, and yet: {error}"
-        );
-        error
-    };
     if let Err(error) = checked {
-        outcome(error);
+        look_at(&error);
     }
-    let tour = [
+    damaged::drive(metadata, &device, is_clean, &case.steps).await;
+}
+
+impl damaged::Metadata for ThinMetadata {
+    type Step = Step;
+    type Error = ThinError;
+    const TOUR: &'static [Step] = &[
         Step::Dump,
         Step::Snap(500, 0),
         Step::Insert(0, 1, 9),
@@ -185,29 +184,30 @@ async fn drive(case: &Case) {
         Step::Commit,
         Step::Check,
     ];
-    let is_tour = case.steps.is_empty();
-    let steps = if is_tour { &tour[..] } else { &case.steps[..] };
-    for step in steps.iter().take(MAX_STEPS) {
-        let Err(error) = take(&mut metadata, &device, step).await else {
-            continue;
-        };
-        let error = outcome(error);
-        if !error.is_refusal()
-            && let Err(error) = metadata.abort().await
-        {
-            // What was read before is read again.
-            outcome(error);
-            return;
-        }
+
+    async fn take(&mut self, device: &Rc<MemoryDevice>, step: &Step) -> Result<(), ThinError> {
+        take(self, device, step).await
     }
-    if let Err(error) = metadata.commit().await {
-        outcome(error);
-        return;
+
+    fn is_usable(&self) -> bool {
+        self.is_usable()
     }
-    if is_clean {
-        assert_eq!(metadata.check().await, Ok(Vec::new()));
+
+    async fn recover(&mut self) -> Result<(), ThinError> {
+        self.abort().await
     }
-    assert!(metadata.cache_used_bytes() <= 128 * 4096);
+
+    async fn commit(&mut self) -> Result<(), ThinError> {
+        self.commit().await
+    }
+
+    async fn assert_sound(&mut self) {
+        assert_eq!(self.check().await, Ok(Vec::new()));
+    }
+
+    fn cache_used_bytes(&self) -> u64 {
+        self.cache_used_bytes()
+    }
 }
 
 async fn take(

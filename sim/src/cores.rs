@@ -8,9 +8,19 @@ use bdev::runtime::Runtime;
 use bdev::target::{BaseId, IoKind, Request, Target};
 use futures::channel::{mpsc, oneshot};
 use std::cell::{Cell, RefCell};
+use std::fmt::Display;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+/// A request of so many blocks.
+pub fn request(kind: IoKind, offset_blocks: u64, nr_blocks: u64) -> Request {
+    Request {
+        kind,
+        offset_blocks,
+        nr_blocks,
+    }
+}
 
 /// How an I/O ended, and what a read found.
 pub type Answer = (Result<(), Errno>, Vec<u64>);
@@ -158,6 +168,7 @@ pub type Core<T> = Rc<Channel<T, SimHost<T>>>;
 
 /// The cores that share a target.
 pub struct Cores<T: Target> {
+    executor: Rc<Executor>,
     cores: Vec<Core<T>>,
     next_io: Cell<u64>,
 }
@@ -185,6 +196,7 @@ impl<T: Target> Cores<T> {
             })
             .collect();
         Rc::new(Cores {
+            executor: executor.clone(),
             cores,
             next_io: Cell::new(0),
         })
@@ -198,6 +210,27 @@ impl<T: Target> Cores<T> {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.cores.is_empty()
+    }
+
+    /// Submits an I/O on any core and waits for its answer; a trace calls the volume `name`.
+    pub async fn io_anywhere(
+        &self,
+        name: impl Display,
+        volume: &Arc<T::Volume>,
+        request: Request,
+        data: Vec<u64>,
+    ) -> Answer {
+        let core = self.executor.below(self.len());
+        let trace = |text: String| self.executor.trace(|| text);
+        let what = match data.first() {
+            Some(value) => format!("core {core} {name} {request:?} {value:x}"),
+            None => format!("core {core} {name} {request:?}"),
+        };
+        trace(what.clone());
+        let answer = self.io(core, volume, request, data).await;
+        let found: Vec<u64> = answer.1.iter().take(20).copied().collect();
+        trace(format!("{what} -> {:?} {found:x?}", answer.0));
+        answer
     }
 
     /// Submits an I/O on a core and waits for its answer.

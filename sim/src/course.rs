@@ -1,11 +1,13 @@
 //! The course of a simulated run, whatever the target: its clock, what has gone wrong, who still works.
 
-use crate::disk::{Disk, FaultRates};
+use crate::disk::Disk;
 use crate::executor::{Coverage, Executor};
+use crate::faults::FaultRates;
 use crate::history::Moment;
 use bdev::runtime::Runtime;
 use futures::future::{Either, select};
 use std::cell::{Cell, RefCell};
+use std::ops::Deref;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,7 +22,7 @@ pub struct Course {
     /// Clients and operators are to end.
     pub stopping: Cell<bool>,
     /// Clients and operators that have not ended.
-    pub running: Cell<u64>,
+    running: Rc<Cell<u64>>,
     /// Something in this life may fail.
     pub faulty: Cell<bool>,
     next_value: Cell<u64>,
@@ -34,7 +36,7 @@ impl Course {
         Course {
             executor: executor.clone(),
             stopping: Cell::new(false),
-            running: Cell::new(0),
+            running: Rc::default(),
             faulty: Cell::new(false),
             next_value: Cell::new(1),
             clock: Cell::new(1),
@@ -69,8 +71,40 @@ impl Course {
         }
     }
 
+    /// Starts a client or an operator.
+    pub fn start(&self, work: impl Future<Output = ()> + 'static) {
+        let running = self.running.clone();
+        running.set(running.get() + 1);
+        self.executor.spawn(Box::pin(async move {
+            work.await;
+            running.set(running.get() - 1);
+        }));
+    }
+
+    /// A client's work: I/O after I/O until the end. A `step` sets `idle` when its I/O failed, or there was
+    /// nothing to do: what needs no disk takes time too; else a client of a failed target would spin.
+    pub async fn work(&self, idle: &Cell<bool>, mut step: impl AsyncFnMut()) {
+        while !self.stopping.get() {
+            step().await;
+            if self.executor.one_in(3) || idle.take() {
+                self.executor.delay().await;
+            }
+        }
+    }
+
+    /// Lets the clients work for a while, unless something is wrong.
+    pub async fn let_work(&self, most_delays: u64) -> Result<(), String> {
+        for _ in 0..20 + self.executor.below(most_delays) {
+            self.executor.delay().await;
+            if self.stopping.get() {
+                return self.failure();
+            }
+        }
+        Ok(())
+    }
+
     /// Runs one life to its end: its result, or what has gone wrong meanwhile.
-    pub fn run_life(
+    fn run_life(
         &self,
         life: impl Future<Output = Result<(), String>> + 'static,
     ) -> Result<(), String> {
@@ -84,8 +118,17 @@ impl Course {
     }
 
     /// Runs something to its end. None: a deadlock, or it has none.
-    pub fn run_to_end<T: 'static>(&self, main: impl Future<Output = T> + 'static) -> Option<T> {
+    fn run_to_end<T: 'static>(&self, main: impl Future<Output = T> + 'static) -> Option<T> {
         self.executor.run(main, POLLS)
+    }
+
+    /// Runs the check of what lies on the disks after a power cut.
+    pub fn run_check<T: 'static>(
+        &self,
+        check: impl Future<Output = T> + 'static,
+    ) -> Result<T, String> {
+        let end = self.run_to_end(check);
+        end.ok_or_else(|| "the check has no end".to_owned())
     }
 
     /// Has clients and operators end, and waits for that.
@@ -96,8 +139,19 @@ impl Course {
         }
     }
 
-    /// Waits for a clean shutdown, which may hang only where something fails.
-    pub async fn shut_down_within(
+    /// How a life ends: now and then by a clean shutdown, which may hang only where something fails.
+    pub async fn end_life(
+        &self,
+        limit: Duration,
+        closing: impl Future<Output = Result<(), String>>,
+    ) -> Result<(), String> {
+        if self.executor.one_in(4) {
+            self.shut_down_within(limit, closing).await?;
+        }
+        self.failure()
+    }
+
+    async fn shut_down_within(
         &self,
         limit: Duration,
         closing: impl Future<Output = Result<(), String>>,
@@ -112,21 +166,6 @@ impl Course {
             Either::Right(_) => Err("a clean shutdown hangs".to_owned()),
         }
     }
-
-    /// Takes a disk away after so many delays, if that is what was rolled.
-    pub fn remove_later(&self, removal: Option<(u64, Rc<Disk>)>) {
-        let Some((delays, disk)) = removal else {
-            return;
-        };
-        self.faulty.set(true);
-        let dice = self.executor.clone();
-        self.executor.spawn(Box::pin(async move {
-            for _ in 0..delays {
-                dice.delay().await;
-            }
-            disk.remove();
-        }));
-    }
 }
 
 /// Changes to what a run does.
@@ -139,15 +178,23 @@ pub struct Options {
 }
 
 /// A world that lives several times, as a target does on the same disks.
-pub trait Lives {
+pub trait Lives: Deref<Target = Course> + Sized + 'static {
     /// The world of a seed.
-    fn begin(executor: &Rc<Executor>) -> Self;
+    fn begin(executor: &Rc<Executor>) -> Rc<Self>;
     /// Its disks.
-    fn disks(&self) -> Vec<&Rc<Disk>>;
+    fn all_disks(&self) -> Vec<&Rc<Disk>>;
     /// One life, from opening to the moment before the power cut.
-    fn live(&self, number: u64, lying: bool) -> Result<(), String>;
-    /// The power cut, and what must be true after it.
-    fn cut_power(&self) -> Result<(), String>;
+    fn live(
+        self: Rc<Self>,
+        number: u64,
+        lying: bool,
+    ) -> impl Future<Output = Result<(), String>> + 'static;
+    /// A look at what goes on in the moment before the power cut.
+    fn last_moment(&self) -> Result<(), String> {
+        Ok(())
+    }
+    /// What must be true after the power cut.
+    fn after_the_cut(self: Rc<Self>) -> Result<(), String>;
 }
 
 /// Lives of a world.
@@ -159,14 +206,23 @@ pub fn run<L: Lives>(seed: u64, options: Options) -> Result<Coverage, String> {
     if options.trace {
         executor.start_tracing();
     }
-    let lives = L::begin(&executor);
+    let world = L::begin(&executor);
     for number in 0..NR_LIVES {
         executor.trace(|| format!("life {number}"));
-        for disk in lives.disks() {
+        for disk in world.all_disks() {
             disk.set_faults(FaultRates::lies(options.lost_flush));
         }
-        lives.live(number, options.lost_flush > 0)?;
-        lives.cut_power()?;
+        world.stopping.set(false);
+        world.faulty.set(false);
+        world.run_life(world.clone().live(number, options.lost_flush > 0))?;
+        world.last_moment()?;
+        executor.forget_tasks();
+        world.running.set(0);
+        for disk in world.all_disks() {
+            disk.crash();
+        }
+        executor.count("power cuts");
+        world.clone().after_the_cut()?;
     }
     Ok(executor.coverage())
 }

@@ -6,6 +6,7 @@
 //! disk may grow, or be gone.
 
 use crate::executor::Executor;
+use crate::faults::FaultRates;
 use async_trait::async_trait;
 use bdev::device::{self, ByteDevice, DataDevice, SECTOR_BYTES};
 use bdev::errno::Errno;
@@ -55,69 +56,6 @@ impl Content {
     }
 }
 
-/// How often which fault happens: once in so many I/Os, 0 for never.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FaultRates {
-    /// A read fails.
-    pub read_error: u64,
-    /// A write fails, perhaps after part of it has been written.
-    pub write_error: u64,
-    /// A flush fails; nothing becomes durable by it.
-    pub flush_error: u64,
-    /// A write leaves a physical sector that cannot be read until it is written again.
-    pub latent: u64,
-    /// An I/O takes a thousand times as long.
-    pub slow: u64,
-    /// An I/O never ends.
-    pub stuck: u64,
-    /// A flush is acknowledged and not carried out. Only for showing that this is found.
-    pub lost_flush: u64,
-}
-
-impl FaultRates {
-    /// Reads, writes and flushes fail.
-    pub fn errors(often: u64) -> Self {
-        FaultRates {
-            read_error: often,
-            write_error: often,
-            ..Self::flush_errors(often)
-        }
-    }
-
-    /// Flushes fail.
-    pub fn flush_errors(often: u64) -> Self {
-        FaultRates {
-            flush_error: often,
-            ..Self::default()
-        }
-    }
-
-    /// I/Os are slow, and fewer of them never end.
-    pub fn stalls(often: u64) -> Self {
-        FaultRates {
-            slow: often,
-            stuck: often * 4,
-            ..Self::default()
-        }
-    }
-
-    /// Sectors become unreadable.
-    pub fn latent_errors(often: u64) -> Self {
-        FaultRates {
-            latent: often,
-            ..Self::default()
-        }
-    }
-
-    /// Flushes are acknowledged and not carried out.
-    pub fn lies(often: u64) -> Self {
-        FaultRates {
-            lost_flush: often,
-            ..Self::default()
-        }
-    }
-}
-
 /// The shape of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
@@ -125,6 +63,24 @@ pub struct Geometry {
     pub block_bytes: u32,
     /// Bytes that are written as a whole or not at all: 512 or 4096, not less than a block.
     pub physical_bytes: u32,
+}
+
+impl Geometry {
+    /// With physical sectors of a block, or of 4096 bytes.
+    pub fn roll(dice: &Executor, block_bytes: u32) -> Self {
+        Geometry {
+            block_bytes,
+            physical_bytes: if dice.one_in(2) { 4096 } else { block_bytes },
+        }
+    }
+
+    /// Of a disk for metadata.
+    pub fn of_metadata(dice: &Executor) -> Self {
+        Geometry {
+            block_bytes: 512,
+            physical_bytes: if dice.one_in(2) { 512 } else { 4096 },
+        }
+    }
 }
 
 /// A disk.
@@ -505,5 +461,28 @@ impl BlockDevice for Disk {
 
     async fn flush(&self) -> Result<(), DeviceError> {
         self.flush_all().await.map_err(device_error)
+    }
+}
+
+/// The disks of a world, by their number as base devices. There is at least one.
+pub struct Disks(Vec<Rc<Disk>>);
+
+impl Disks {
+    /// These.
+    pub fn new(disks: Vec<Rc<Disk>>) -> Self {
+        Disks(disks)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Rc<Disk>] {
+        &self.0
+    }
+
+    /// The one with this number; a number too large stands for the first.
+    pub fn numbered(&self, number: usize) -> Rc<Disk> {
+        match self.0.get(number).or(self.0.first()) {
+            Some(disk) => disk.clone(),
+            None => unreachable!("a world has disks"),
+        }
     }
 }

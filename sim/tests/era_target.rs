@@ -12,8 +12,9 @@ use bdev::errno::Errno;
 use bdev::target::{IoKind, Request};
 use futures::future::join_all;
 use sim::cores::Cores;
-use sim::disk::{Disk, FaultRates, Geometry};
+use sim::disk::{Disk, Geometry};
 use sim::executor::Executor;
+use sim::faults::FaultRates;
 use std::rc::Rc;
 
 /// 1024 data blocks of 16 logical blocks.

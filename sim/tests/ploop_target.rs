@@ -14,8 +14,9 @@ use bdev::ploop::{Direction, Lower, Ploop, PloopConfig, PloopError, PloopTarget,
 use bdev::runtime::Runtime;
 use bdev::target::{BaseId, IoKind, Request};
 use sim::cores::Cores;
-use sim::disk::{Disk, FaultRates, Geometry};
+use sim::disk::{Disk, Geometry};
 use sim::executor::Executor;
+use sim::faults::FaultRates;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

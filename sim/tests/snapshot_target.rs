@@ -17,8 +17,9 @@ use bdev::snapshot::{
 use bdev::target::{BaseId, IoKind, Request};
 use futures::future::join_all;
 use sim::cores::Cores;
-use sim::disk::{Disk, FaultRates, Geometry};
+use sim::disk::{Disk, Geometry};
 use sim::executor::Executor;
+use sim::faults::FaultRates;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;

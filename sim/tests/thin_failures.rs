@@ -12,8 +12,8 @@ use bdev::errno::Errno;
 use bdev::runtime::Runtime;
 use bdev::target::IoKind;
 use bdev::thin::{PoolConfig, PoolError, PoolEvent, PoolMode};
-use sim::disk::FaultRates;
 use sim::executor::Executor;
+use sim::faults::FaultRates;
 use std::rc::Rc;
 use std::time::Duration;
 

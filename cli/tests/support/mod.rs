@@ -8,6 +8,8 @@
 #[path = "../../../bdev/tests/thin_metadata_tools/mod.rs"]
 pub mod tools;
 
+pub mod damage;
+pub mod files;
 pub mod pools;
 
 use std::ffi::OsStr;

@@ -1,7 +1,7 @@
 //! Clients of an era device: random I/O from several cores, checked against the model.
 
 use super::world::World;
-use crate::cores::{Answer, Cores};
+use crate::cores::{Answer, Cores, request};
 use crate::disk::GARBAGE;
 use crate::history::Since;
 use bdev::era::{EraDev, EraTarget};
@@ -26,25 +26,22 @@ pub struct Client {
 impl Client {
     /// Works until the world stops.
     pub async fn run(self) {
-        while !self.world.stopping.get() {
-            match self.world.executor.below(20) {
-                0..=9 => self.change(IoKind::Write).await,
-                10 => self.change(IoKind::Discard).await,
-                11 => self.change(IoKind::WriteZeroes).await,
-                12..=15 => self.read().await,
-                16..=18 => self.flush().await,
-                _ => {
-                    self.world.executor.count("resets");
-                    let (result, _) = self.submit(request(IoKind::Reset, 0, 0), Vec::new()).await;
-                    self.judge(IoKind::Reset, result);
-                }
-            }
-            // What needs no disk takes time too; else a client of a failed target would spin.
-            if self.world.executor.one_in(3) || self.refused.take() {
-                self.world.executor.delay().await;
+        let step = async || self.step().await;
+        self.world.work(&self.refused, step).await;
+    }
+
+    async fn step(&self) {
+        match self.world.executor.below(20) {
+            0..=9 => self.change(IoKind::Write).await,
+            10 => self.change(IoKind::Discard).await,
+            11 => self.change(IoKind::WriteZeroes).await,
+            12..=15 => self.read().await,
+            16..=18 => self.flush().await,
+            _ => {
+                self.world.executor.count("resets");
+                let _ = self.io(request(IoKind::Reset, 0, 0), Vec::new()).await;
             }
         }
-        self.world.running.set(self.world.running.get() - 1);
     }
 
     /// A range of logical blocks; inside one data block, as hosts split I/O, or not.
@@ -62,16 +59,10 @@ impl Client {
         (first, 1 + dice.below((nr - first).min(most)))
     }
 
-    async fn submit(&self, request: Request, data: Vec<u64>) -> Answer {
-        let core = self.world.executor.below(self.cores.len());
-        let trace = |text: String| self.world.executor.trace(|| text);
-        let value = data.first().copied();
-        trace(format!("core {core} {request:?} {value:x?}"));
-        let answer = self.cores.io(core, &self.dev, request, data).await;
-        trace(format!(
-            "core {core} {request:?} {value:x?} -> {:?}",
-            answer.0
-        ));
+    /// An I/O, which may end only as it may.
+    async fn io(&self, request: Request, data: Vec<u64>) -> Answer {
+        let answer = self.cores.io_anywhere("", &self.dev, request, data).await;
+        self.judge(request.kind, answer.0);
         answer
     }
 
@@ -90,20 +81,8 @@ impl Client {
     async fn read(&self) {
         self.world.executor.count("reads");
         let (first, count) = self.place(false);
-        let began = self.world.tick();
-        self.world.history.borrow_mut().begin_read(began);
-        let (result, found) = self
-            .submit(request(IoKind::Read, first, count), Vec::new())
-            .await;
-        self.judge(IoKind::Read, result);
-        let mut history = self.world.history.borrow_mut();
-        if result.is_ok() {
-            let now = self.world.tick();
-            if let Err(wrong) = history.check(first, &found, Since::Read(began), now) {
-                self.world.fail(wrong);
-            }
-        }
-        history.end_read(began);
+        let io = self.io(request(IoKind::Read, first, count), Vec::new());
+        let _ = self.world.watched().read(first, Since::Read, io).await;
     }
 
     async fn change(&self, kind: IoKind) {
@@ -127,39 +106,18 @@ impl Client {
             world.executor.count("changes of marked blocks");
         }
         world.ledger.borrow_mut().begin(blocks.clone());
-        let pending = world
-            .history
-            .borrow_mut()
-            .begin(first, count, |_| value, world.tick());
         let data = match kind {
             IoKind::Write => vec![value; count as usize],
             _ => Vec::new(),
         };
-        let (result, _) = self.submit(request(kind, first, count), data).await;
-        self.judge(kind, result);
-        let now = world.tick();
-        world
-            .history
-            .borrow_mut()
-            .end(&pending, result.is_ok(), now);
+        let io = self.io(request(kind, first, count), data);
+        let (_, now) = self.world.watched().change(first, count, value, io).await;
         world.ledger.borrow_mut().end(blocks, now);
     }
 
     async fn flush(&self) {
         self.world.executor.count("flushes");
-        let began = self.world.tick();
-        let (result, _) = self.submit(request(IoKind::Flush, 0, 0), Vec::new()).await;
-        self.judge(IoKind::Flush, result);
-        if result.is_ok() {
-            self.world.history.borrow_mut().flushed(began);
-        }
-    }
-}
-
-fn request(kind: IoKind, offset_blocks: u64, nr_blocks: u64) -> Request {
-    Request {
-        kind,
-        offset_blocks,
-        nr_blocks,
+        let io = self.io(request(IoKind::Flush, 0, 0), Vec::new());
+        let _ = self.world.watched().flush(io).await;
     }
 }

@@ -32,7 +32,6 @@ impl Operator {
                 _ => self.status().await,
             }
         }
-        self.world.running.set(self.world.running.get() - 1);
     }
 
     /// Whether an operation may have failed like this.

@@ -2,9 +2,11 @@
 
 use super::ledger::{Ledger, Must};
 use crate::course::Course;
-use crate::disk::{Disk, FaultRates, Geometry};
+use crate::disk::{Disk, Geometry};
 use crate::executor::Executor;
+use crate::faults::{Fault, FaultRates, Removal};
 use crate::history::History;
+use crate::watched::Watched;
 use bdev::era::EraConfig;
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
@@ -135,10 +137,7 @@ impl World {
             true => 14 + executor.below(20),
             false => 80 + executor.below(100),
         };
-        let geometry = Geometry {
-            block_bytes: 512,
-            physical_bytes: if executor.one_in(2) { 512 } else { 4096 },
-        };
+        let geometry = Geometry::of_metadata(executor);
         let metadata = Disk::new("metadata", executor, geometry, (0..blocks * 8).map(|_| 0));
         let geometry = Geometry {
             block_bytes: shape.block_bytes,
@@ -159,6 +158,15 @@ impl World {
             snap: RefCell::new(Snap::None),
             formatted: Cell::new(false),
         })
+    }
+
+    /// What the model knows of the origin.
+    pub fn watched(&self) -> Watched<'_, &'static str> {
+        Watched {
+            course: self,
+            history: &self.history,
+            name: "the origin",
+        }
     }
 
     /// The disks grow, perhaps. True if the origin did.
@@ -194,32 +202,20 @@ impl World {
         self.faulty.get() || self.shape.tight
     }
 
-    /// Chooses what will go wrong in this life, and lets it. Returns after how many delays a disk is to
-    /// be removed.
-    pub fn roll_faults(&self) -> Option<(u64, Rc<Disk>)> {
-        let dice = &self.executor;
-        let often = 5 + dice.below(80);
-        self.faulty.set(true);
-        match dice.below(16) {
-            0 => self.origin.set_faults(FaultRates::errors(often)),
-            1..=3 => self.metadata.set_faults(FaultRates::errors(often)),
-            4 => self
-                .metadata
-                .set_faults(FaultRates::flush_errors(often / 5 + 1)),
-            5 => {
-                for disk in [&self.origin, &self.metadata] {
-                    disk.set_faults(FaultRates::stalls(often));
-                }
-            }
-            6 => {
-                for disk in [&self.origin, &self.metadata] {
-                    disk.set_faults(FaultRates::latent_errors(often));
-                }
-            }
-            7 => return Some((dice.below(100), self.metadata.clone())),
-            8 => return Some((dice.below(100), self.origin.clone())),
-            _ => self.faulty.set(false),
-        }
-        None
+    /// Chooses what will go wrong in this life, and lets it. Returns what is left to do.
+    pub fn roll_faults(&self) -> Option<Removal> {
+        let often = self.roll_often();
+        let both = || vec![self.origin.clone(), self.metadata.clone()];
+        let metadata = || vec![self.metadata.clone()];
+        self.go_wrong(match self.executor.below(16) {
+            0 => Fault::Rates(vec![self.origin.clone()], FaultRates::errors(often)),
+            1..=3 => Fault::Rates(metadata(), FaultRates::errors(often)),
+            4 => Fault::Rates(metadata(), FaultRates::flush_errors(often / 5 + 1)),
+            5 => Fault::Rates(both(), FaultRates::stalls(often)),
+            6 => Fault::Rates(both(), FaultRates::latent_errors(often)),
+            7 => Fault::Removal(self.metadata.clone()),
+            8 => Fault::Removal(self.origin.clone()),
+            _ => Fault::None,
+        })
     }
 }

@@ -1,11 +1,12 @@
 //! Clients of a ploop device: random I/O from several cores, checked against the model.
 
 use super::world::World;
-use crate::cores::{Answer, Cores};
+use crate::cores::{Answer, Cores, request};
 use crate::history::Since;
+use crate::watched::Watched;
 use bdev::errno::Errno;
 use bdev::ploop::{Ploop, PloopTarget};
-use bdev::target::{IoKind, Request};
+use bdev::target::IoKind;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -24,14 +25,8 @@ pub struct Client {
 impl Client {
     /// Works until the world stops.
     pub async fn run(self) {
-        while !self.world.stopping.get() {
-            self.step().await;
-            // What needs no disk takes time too; else a client of a failed target would spin.
-            if self.world.executor.one_in(3) || self.idle.take() {
-                self.world.executor.delay().await;
-            }
-        }
-        self.world.running.set(self.world.running.get() - 1);
+        let step = async || self.step().await;
+        self.world.work(&self.idle, step).await;
     }
 
     async fn step(&self) {
@@ -54,23 +49,24 @@ impl Client {
 
     /// An I/O, on any core.
     pub async fn submit(&self, kind: IoKind, first: u64, count: u64, data: Vec<u64>) -> Answer {
-        let request = Request {
-            kind,
-            offset_blocks: first,
-            nr_blocks: count,
-        };
-        let dice = &self.world.executor;
-        let core = dice.below(self.cores.len());
-        let value = data.first().copied();
-        dice.trace(|| format!("core {core} {request:?} {value:x?}"));
-        let answer = self.cores.io(core, self.ploop.dev(), request, data).await;
-        dice.trace(|| {
-            let found: Vec<u64> = answer.1.iter().take(20).copied().collect();
-            format!(
-                "core {core} {request:?} {value:x?} -> {:?} {found:x?}",
-                answer.0
-            )
-        });
+        let request = request(kind, first, count);
+        let dev = self.ploop.dev();
+        self.cores.io_anywhere("", dev, request, data).await
+    }
+
+    /// What the model knows of the device.
+    pub fn watched(&self) -> Watched<'_, &'static str> {
+        Watched {
+            course: &self.world,
+            history: &self.world.history,
+            name: "the device",
+        }
+    }
+
+    /// An I/O, which may end only as it may.
+    async fn io(&self, kind: IoKind, first: u64, count: u64, data: Vec<u64>) -> Answer {
+        let answer = self.submit(kind, first, count, data).await;
+        self.judge(kind, answer.0);
         answer
     }
 
@@ -93,16 +89,15 @@ impl Client {
         (first, count.min(nr - first))
     }
 
-    /// Whether an I/O was answered well; it may have failed only where something can fail.
-    fn judge(&self, kind: IoKind, result: Result<(), Errno>) -> bool {
-        let Err(errno) = result else { return true };
+    /// An I/O may have failed only where something can fail.
+    fn judge(&self, kind: IoKind, result: Result<(), Errno>) {
+        let Err(errno) = result else { return };
         self.world.executor.count("I/O refused");
         let full = errno == Errno::ENOSPC && self.world.shape.tight;
         if !self.world.faulty.get() && !full {
             self.world
                 .fail(format!("{kind:?} failed for no reason: {errno}"));
         }
-        false
     }
 
     async fn read(&self) -> bool {
@@ -113,19 +108,9 @@ impl Client {
 
     /// Reads a range and checks it. None: the read failed.
     pub async fn read_range(&self, first: u64, count: u64) -> Option<Vec<u64>> {
-        let world = &self.world;
-        let began = world.tick();
-        world.history.borrow_mut().begin_read(began);
-        let (result, found) = self.submit(IoKind::Read, first, count, Vec::new()).await;
-        let answered = self.judge(IoKind::Read, result);
-        let mut history = world.history.borrow_mut();
-        if answered
-            && let Err(wrong) = history.check(first, &found, Since::Read(began), world.tick())
-        {
-            world.fail(wrong);
-        }
-        history.end_read(began);
-        answered.then_some(found)
+        let io = self.io(IoKind::Read, first, count, Vec::new());
+        let (result, found) = self.watched().read(first, Since::Read, io).await;
+        result.is_ok().then_some(found)
     }
 
     async fn change(&self, kind: IoKind) -> bool {
@@ -139,53 +124,35 @@ impl Client {
             IoKind::Write => "writes",
             _ => "write-zeroes",
         });
-        let now = world.tick();
-        let pending = world
-            .history
-            .borrow_mut()
-            .begin(first, count, |_| value, now);
         let data = match kind {
             IoKind::Write => vec![value; count as usize],
             _ => Vec::new(),
         };
-        let (result, _) = self.submit(kind, first, count, data).await;
-        let answered = self.judge(kind, result);
-        let now = world.tick();
-        world
-            .history
-            .borrow_mut()
-            .end(&pending, result.is_ok(), now);
-        answered
+        let io = self.io(kind, first, count, data);
+        let (result, _) = self.watched().change(first, count, value, io).await;
+        result.is_ok()
     }
 
     /// Afterwards there are zeroes, or what was there before.
     async fn discard(&self) -> bool {
-        let world = &self.world;
-        world.executor.count("discards");
+        self.world.executor.count("discards");
         let (first, count) = self.place();
-        let now = world.tick();
-        let pending = world.history.borrow_mut().begin(first, count, |_| 0, now);
-        let (result, _) = self.submit(IoKind::Discard, first, count, Vec::new()).await;
-        let answered = self.judge(IoKind::Discard, result);
-        let now = world.tick();
-        world.history.borrow_mut().end(&pending, false, now);
-        answered
+        let watched = self.watched();
+        let maybe = watched.begin(first, count, |_| 0);
+        let (result, _) = self.io(IoKind::Discard, first, count, Vec::new()).await;
+        watched.end(&[maybe], false);
+        result.is_ok()
     }
 
     async fn flush(&self) -> bool {
         self.world.executor.count("flushes");
-        let began = self.world.tick();
-        let (result, _) = self.submit(IoKind::Flush, 0, 0, Vec::new()).await;
-        let answered = self.judge(IoKind::Flush, result);
-        if result.is_ok() {
-            self.world.history.borrow_mut().flushed(began);
-        }
-        answered
+        let io = self.io(IoKind::Flush, 0, 0, Vec::new());
+        self.watched().flush(io).await.is_ok()
     }
 
     async fn reset(&self) -> bool {
         self.world.executor.count("resets");
-        let (result, _) = self.submit(IoKind::Reset, 0, 0, Vec::new()).await;
-        self.judge(IoKind::Reset, result)
+        let (result, _) = self.io(IoKind::Reset, 0, 0, Vec::new()).await;
+        result.is_ok()
     }
 }

@@ -4,10 +4,12 @@ use super::clients::Client;
 use super::operator::Operator;
 use super::world::{Chain, NR_DISKS, World};
 use crate::cores::Cores;
-use crate::history::Since;
+use crate::course::Lives;
+use crate::disk::Disk;
+use crate::executor::Executor;
 use bdev::ploop::image::survey::Survey;
 use bdev::ploop::{Ploop, PloopTarget};
-use bdev::runtime::Runtime;
+use bdev::target::IoKind;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,102 +17,99 @@ use std::time::Duration;
 /// How long a clean shutdown may take: longer than a write waits for a backup.
 const SHUTDOWN: Duration = Duration::from_secs(400);
 
-/// One life, from opening to the moment before the power cut.
-pub fn live(world: &Rc<World>, number: u64, lying: bool) -> Result<(), String> {
-    world.run_life(whole_life(world.clone(), number, lying))
-}
+impl Lives for World {
+    fn begin(executor: &Rc<Executor>) -> Rc<Self> {
+        World::new(executor)
+    }
 
-async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), String> {
-    let dice = world.executor.clone();
-    world.stopping.set(false);
-    world.faulty.set(false);
-    world.closed.set(false);
-    world.closing.set(false);
-    if number == 0 && !world.format(0).await {
-        return Err("the first image cannot be made".to_owned());
+    fn all_disks(&self) -> Vec<&Rc<Disk>> {
+        self.disks().iter().collect()
     }
-    let chain = world.chain.borrow().clone();
-    let lower = chain.lower.iter().map(|number| world.lower(*number));
-    let opened = Ploop::open(
-        world.shape.config.clone(),
-        dice.clone(),
-        world.source(chain.top),
-        lower.collect(),
-    );
-    let ploop = opened.await.map_err(|error| format!("open: {error}"))?;
-    let size = ploop.dev().nr_logical_blocks();
-    if !world.sizes.borrow().contains(&size) {
-        return Err(format!(
-            "the size is {size}, may be {:?}",
-            world.sizes.borrow()
-        ));
-    }
-    *world.sizes.borrow_mut() = vec![size];
-    let cores = Cores::new(
-        &dice,
-        world.shape.cores,
-        world.disks(),
-        &ploop.owner_queue(),
-    );
-    let client = || Client {
-        world: world.clone(),
-        ploop: ploop.clone(),
-        cores: cores.clone(),
-        idle: Cell::new(false),
-    };
-    compare(&world, &client()).await?;
-    let removal = match lying {
-        true => None,
-        false => world.roll_faults(),
-    };
-    for _ in 0..world.shape.clients {
-        world.running.set(world.running.get() + 1);
-        dice.spawn(Box::pin(client().run()));
-    }
-    world.running.set(world.running.get() + 1);
-    let operator = Operator {
-        world: world.clone(),
-        ploop: ploop.clone(),
-        client: client(),
-    };
-    dice.spawn(Box::pin(operator.run()));
-    world.remove_later(removal);
-    for _ in 0..20 + dice.below(500) {
-        dice.delay().await;
-        if world.stopping.get() {
-            return world.failure();
+
+    async fn live(self: Rc<Self>, number: u64, lying: bool) -> Result<(), String> {
+        let world = self;
+        let dice = world.executor.clone();
+        world.closed.set(false);
+        world.closing.set(false);
+        if number == 0 && !world.format(0).await {
+            return Err("the first image cannot be made".to_owned());
         }
+        let chain = world.chain.borrow().clone();
+        let lower = chain.lower.iter().map(|number| world.lower(*number));
+        let opened = Ploop::open(
+            world.shape.config.clone(),
+            dice.clone(),
+            world.source(chain.top),
+            lower.collect(),
+        );
+        let ploop = opened.await.map_err(|error| format!("open: {error}"))?;
+        let size = ploop.dev().nr_logical_blocks();
+        if !world.sizes.borrow().contains(&size) {
+            return Err(format!(
+                "the size is {size}, may be {:?}",
+                world.sizes.borrow()
+            ));
+        }
+        *world.sizes.borrow_mut() = vec![size];
+        let cores = Cores::new(
+            &dice,
+            world.shape.cores,
+            world.disks(),
+            &ploop.owner_queue(),
+        );
+        let client = || Client {
+            world: world.clone(),
+            ploop: ploop.clone(),
+            cores: cores.clone(),
+            idle: Cell::new(false),
+        };
+        compare(&world, &client()).await?;
+        let removal = if lying { None } else { world.roll_faults() };
+        for _ in 0..world.shape.clients {
+            world.start(client().run());
+        }
+        let operator = Operator {
+            world: world.clone(),
+            ploop: ploop.clone(),
+            client: client(),
+        };
+        world.start(operator.run());
+        world.remove_later(removal);
+        world.let_work(500).await?;
+        let counters = ploop.counters();
+        dice.count_many("ploop: clusters allocated", counters.allocated);
+        dice.count_many("ploop: clusters copied up", counters.copied);
+        dice.count_many("ploop: clusters freed", counters.freed);
+        dice.count_many("ploop: clusters merged", counters.merged);
+        dice.count_many("ploop: clusters moved", counters.moved);
+        dice.count_many("ploop: BAT changes", counters.bat_changes);
+        dice.count_many("ploop: BAT writes", counters.bat_writes);
+        dice.count_many("ploop: BAT failures", counters.bat_failures);
+        dice.count_many("ploop: page loads", counters.page_loads);
+        world
+            .end_life(SHUTDOWN, shut_down(&world, &ploop, &cores))
+            .await
     }
-    let counters = ploop.counters();
-    dice.count_many("ploop: clusters allocated", counters.allocated);
-    dice.count_many("ploop: clusters copied up", counters.copied);
-    dice.count_many("ploop: clusters freed", counters.freed);
-    dice.count_many("ploop: clusters merged", counters.merged);
-    dice.count_many("ploop: clusters moved", counters.moved);
-    dice.count_many("ploop: BAT changes", counters.bat_changes);
-    dice.count_many("ploop: BAT writes", counters.bat_writes);
-    dice.count_many("ploop: BAT failures", counters.bat_failures);
-    dice.count_many("ploop: page loads", counters.page_loads);
-    if dice.one_in(4) {
-        let closing = shut_down(&world, &ploop, &cores);
-        world.shut_down_within(SHUTDOWN, closing).await?;
+
+    fn after_the_cut(self: Rc<Self>) -> Result<(), String> {
+        let world = &self;
+        world.busy.set(0);
+        world.paused.set(false);
+        if let Some(next) = world.next_chain.take() {
+            world.executor.count("power cuts while the chain changes");
+            *world.chain.borrow_mut() = next;
+        }
+        let chain = world.chain.borrow().clone();
+        world.run_check(check(world.clone(), chain))?
     }
-    world.failure()
 }
 
 /// Everything holds what it may hold.
 async fn compare(world: &Rc<World>, client: &Client) -> Result<(), String> {
     let nr = world.nr_logical();
-    let (result, found) = client
-        .submit(bdev::target::IoKind::Read, 0, nr, Vec::new())
-        .await;
+    let (result, found) = client.submit(IoKind::Read, 0, nr, Vec::new()).await;
     result.map_err(|errno| format!("read after opening: {errno}"))?;
-    let mut history = world.history.borrow_mut();
-    history
-        .check(0, &found, Since::Crash, world.tick())
-        .map_err(|wrong| format!("after a crash: {wrong}"))?;
-    history.settle(&found);
-    Ok(())
+    client.watched().settle(&found)
 }
 
 /// Clients and operator end, and the target is closed.
@@ -135,28 +134,6 @@ async fn shut_down(
         Err(error) => return Err(format!("a clean shutdown failed: {error}")),
     }
     Ok(())
-}
-
-/// The power cut, and the check of the images.
-pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
-    let dice = &world.executor;
-    dice.forget_tasks();
-    world.running.set(0);
-    world.busy.set(0);
-    world.paused.set(false);
-    for disk in world.disks() {
-        disk.crash();
-    }
-    dice.count("power cuts");
-    if let Some(next) = world.next_chain.take() {
-        dice.count("power cuts while the chain changes");
-        *world.chain.borrow_mut() = next;
-    }
-    let chain = world.chain.borrow().clone();
-    match world.run_to_end(check(world.clone(), chain)) {
-        Some(result) => result,
-        None => Err("the check has no end".to_owned()),
-    }
 }
 
 /// What lies on the disks is sound before anybody opens it.

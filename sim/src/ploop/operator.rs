@@ -41,7 +41,6 @@ impl Operator {
                 dice.delay().await;
             }
         }
-        self.world.running.set(self.world.running.get() - 1);
     }
 
     /// Whether an operation may have failed like this.

@@ -1,8 +1,9 @@
 //! What a simulated ploop device is like.
 
 use crate::course::Course;
-use crate::disk::{Disk, FaultRates, Geometry};
+use crate::disk::{Disk, Disks, Geometry};
 use crate::executor::Executor;
+use crate::faults::{Fault, FaultRates, Removal};
 use crate::history::History;
 use bdev::ploop::image::header::bat_end_sectors;
 use bdev::ploop::image::{Header, Version};
@@ -100,7 +101,7 @@ pub struct World {
     /// What the seed decided.
     pub shape: Shape,
     /// The disks, by their number as base devices.
-    disks: Vec<Rc<Disk>>,
+    disks: Disks,
     /// The chain, as far as it is known.
     pub chain: RefCell<Chain>,
     /// The chain that there will be if what goes on now succeeds.
@@ -131,13 +132,7 @@ impl World {
     /// A new world: an empty image, perhaps over a raw disk.
     pub fn new(executor: &Rc<Executor>) -> Rc<Self> {
         let shape = Shape::roll(executor);
-        let geometry = Geometry {
-            block_bytes: shape.block_bytes,
-            physical_bytes: match executor.one_in(2) {
-                true => 4096,
-                false => shape.block_bytes,
-            },
-        };
+        let geometry = Geometry::roll(executor, shape.block_bytes);
         let bat = bat_end_sectors(shape.max_clusters as u32 + 1) / shape.block_sectors() + 2;
         let names = ["image 0", "image 1", "image 2", "image 3", "image 4", "raw"];
         let raw_clusters = 1 + executor.below(shape.nr_clusters);
@@ -180,7 +175,7 @@ impl World {
             sizes: RefCell::new(vec![size]),
             history: RefCell::new(History::new(contents)),
             shape,
-            disks,
+            disks: Disks::new(disks),
             busy: Cell::new(0),
             paused: Cell::new(false),
             closed: Cell::new(false),
@@ -190,15 +185,12 @@ impl World {
 
     /// All disks, by base device.
     pub fn disks(&self) -> &[Rc<Disk>] {
-        &self.disks
+        self.disks.all()
     }
 
     /// The disk with this number.
     pub fn disk(&self, number: usize) -> Rc<Disk> {
-        match self.disks.get(number).or(self.disks.first()) {
-            Some(disk) => disk.clone(),
-            None => unreachable!("a world has disks"),
-        }
+        self.disks.numbered(number)
     }
 
     /// A disk as a delta.
@@ -280,31 +272,22 @@ impl World {
         self.busy.get() == 0
     }
 
-    /// Chooses what will go wrong in this life, and lets it. Returns after how many delays a disk is to
-    /// be removed.
-    pub fn roll_faults(&self) -> Option<(u64, Rc<Disk>)> {
+    /// Chooses what will go wrong in this life, and lets it. Returns what is left to do.
+    pub fn roll_faults(&self) -> Option<Removal> {
+        let often = self.roll_often();
         let dice = &self.executor;
-        let often = 5 + dice.below(80);
         let top = self.disk(self.chain.borrow().top);
-        let all = |rates: FaultRates| self.disks.iter().for_each(|disk| disk.set_faults(rates));
-        self.faulty.set(true);
-        match dice.below(18) {
-            0 => all(FaultRates::errors(often)),
-            1 | 2 => top.set_faults(FaultRates::errors(often)),
-            3 | 4 => top.set_faults(FaultRates {
-                write_error: often / 3 + 1,
-                ..FaultRates::default()
-            }),
-            5 => top.set_faults(FaultRates::flush_errors(often / 5 + 1)),
-            6 => all(FaultRates::stalls(often)),
-            7 => all(FaultRates::latent_errors(often)),
-            8 => return Some((dice.below(100), top)),
-            9 => {
-                let disk = self.disk(dice.below(NR_DISKS as u64) as usize);
-                return Some((dice.below(100), disk));
-            }
-            _ => self.faulty.set(false),
-        }
-        None
+        let all = || self.disks.all().to_vec();
+        self.go_wrong(match dice.below(18) {
+            0 => Fault::Rates(all(), FaultRates::errors(often)),
+            1 | 2 => Fault::Rates(vec![top], FaultRates::errors(often)),
+            3 | 4 => Fault::Rates(vec![top], FaultRates::write_errors(often / 3 + 1)),
+            5 => Fault::Rates(vec![top], FaultRates::flush_errors(often / 5 + 1)),
+            6 => Fault::Rates(all(), FaultRates::stalls(often)),
+            7 => Fault::Rates(all(), FaultRates::latent_errors(often)),
+            8 => Fault::Removal(top),
+            9 => Fault::Removal(self.disk(dice.below(NR_DISKS as u64) as usize)),
+            _ => Fault::None,
+        })
     }
 }

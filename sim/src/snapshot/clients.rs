@@ -1,9 +1,10 @@
 //! Clients of an origin and its snapshots: random I/O from several cores, checked against the model.
 
 use super::world::{Target, World};
-use crate::cores::{Answer, Cores};
+use crate::cores::{Answer, Cores, request};
 use crate::disk::GARBAGE;
 use crate::history::Since;
+use crate::watched::Watched;
 use bdev::errno::Errno;
 use bdev::snapshot::{SnapshotTarget, State, Volume};
 use bdev::target::{IoKind, Request};
@@ -24,14 +25,8 @@ pub struct Client {
 impl Client {
     /// Works until the world stops.
     pub async fn run(self) {
-        while !self.world.stopping.get() {
-            self.step().await;
-            // What needs no disk takes time too; else a client of a failed target would spin.
-            if self.world.executor.one_in(3) || self.idle.take() {
-                self.world.executor.delay().await;
-            }
-        }
-        self.world.running.set(self.world.running.get() - 1);
+        let step = async || self.step().await;
+        self.world.work(&self.idle, step).await;
     }
 
     async fn step(&self) {
@@ -81,20 +76,20 @@ pub struct Io<'a> {
 }
 
 impl Io<'_> {
-    async fn submit(&self, request: Request, data: Vec<u64>) -> Answer {
-        let core = self.world.executor.below(self.cores.len());
-        let trace = |text: String| self.world.executor.trace(|| text);
-        let (number, value) = (self.number, data.first().copied());
-        trace(format!("{number} core {core} {request:?} {value:x?}"));
-        let answer = self.cores.io(core, &self.volume, request, data).await;
-        let found = match request.nr_blocks {
-            0..20 => answer.1.clone(),
-            _ => Vec::new(),
-        };
-        trace(format!(
-            "{number} core {core} {request:?} {value:x?} -> {:?} {found:x?}",
-            answer.0
-        ));
+    /// What the model knows of the target.
+    pub fn watched(&self) -> Watched<'_, usize> {
+        Watched {
+            course: self.world,
+            history: &self.target.history,
+            name: self.number,
+        }
+    }
+
+    /// An I/O, which may end only as it may.
+    async fn io(&self, request: Request, data: Vec<u64>) -> Answer {
+        let (number, volume) = (self.number, &self.volume);
+        let answer = self.cores.io_anywhere(number, volume, request, data).await;
+        self.judge(request.kind, answer.0);
         answer
     }
 
@@ -117,8 +112,8 @@ impl Io<'_> {
     }
 
     /// Whether an I/O may end like this. Why a snapshot is ailing is asked elsewhere.
-    fn judge(&self, kind: IoKind, result: Result<(), Errno>) -> bool {
-        let Err(errno) = result else { return true };
+    fn judge(&self, kind: IoKind, result: Result<(), Errno>) {
+        let Err(errno) = result else { return };
         self.world.executor.count("I/O refused");
         let ailing = match &*self.volume {
             Volume::Snapshot(dev) => dev.state() != State::Active,
@@ -131,7 +126,6 @@ impl Io<'_> {
                 self.number
             ));
         }
-        false
     }
 
     async fn read(&self) -> bool {
@@ -140,28 +134,16 @@ impl Io<'_> {
             _ => "reads of snapshots",
         });
         let (first, count) = self.place();
-        let began = self.world.tick();
-        self.target.history.borrow_mut().begin_read(began);
-        let (result, found) = self
-            .submit(request(IoKind::Read, first, count), Vec::new())
-            .await;
-        let answered = self.judge(IoKind::Read, result);
-        let mut history = self.target.history.borrow_mut();
-        if result.is_ok() {
-            let now = self.world.tick();
-            if let Err(wrong) = history.check(first, &found, Since::Read(began), now) {
-                self.world.fail(format!("{}: {wrong}", self.number));
-            }
-        }
-        history.end_read(began);
-        answered
+        let io = self.io(request(IoKind::Read, first, count), Vec::new());
+        let (result, _) = self.watched().read(first, Since::Read, io).await;
+        result.is_ok()
     }
 
     /// Reads all of it. None: it failed.
     pub async fn read_all(&self) -> Option<Vec<u64>> {
         let nr = self.volume.nr_logical_blocks();
-        let (result, found) = self.submit(request(IoKind::Read, 0, nr), Vec::new()).await;
-        self.judge(IoKind::Read, result).then_some(found)
+        let (result, found) = self.io(request(IoKind::Read, 0, nr), Vec::new()).await;
+        result.is_ok().then_some(found)
     }
 
     async fn change(&self, kind: IoKind) -> bool {
@@ -175,68 +157,36 @@ impl Io<'_> {
             0 => "writes of the origin",
             _ => "writes of snapshots",
         });
-        let pending = self
-            .target
-            .history
-            .borrow_mut()
-            .begin(first, count, |_| value, world.tick());
         let data = match kind {
             IoKind::Write => vec![value; count as usize],
             _ => Vec::new(),
         };
-        let (result, _) = self.submit(request(kind, first, count), data).await;
-        let answered = self.judge(kind, result);
-        let now = world.tick();
-        let mut history = self.target.history.borrow_mut();
-        history.end(&pending, result.is_ok(), now);
-        answered
+        let io = self.io(request(kind, first, count), data);
+        let (result, _) = self.watched().change(first, count, value, io).await;
+        result.is_ok()
     }
 
     /// Afterwards there are zeroes, garbage, or what was there before.
     async fn discard(&self) -> bool {
-        let world = self.world;
-        world.executor.count("discards");
+        self.world.executor.count("discards");
         let (first, count) = self.place();
-        let maybe: Vec<_> = [0, GARBAGE]
-            .into_iter()
-            .map(|value| {
-                let now = world.tick();
-                let mut history = self.target.history.borrow_mut();
-                history.begin(first, count, |_| value, now)
-            })
-            .collect();
+        let watched = self.watched();
+        let maybe = [0, GARBAGE].map(|value| watched.begin(first, count, |_| value));
         let discard = request(IoKind::Discard, first, count);
-        let (result, _) = self.submit(discard, Vec::new()).await;
-        let answered = self.judge(IoKind::Discard, result);
-        let now = world.tick();
-        for pending in maybe {
-            self.target.history.borrow_mut().end(&pending, false, now);
-        }
-        answered
+        let (result, _) = self.io(discard, Vec::new()).await;
+        watched.end(&maybe, false);
+        result.is_ok()
     }
 
     async fn flush(&self) -> bool {
         self.world.executor.count("flushes");
-        let began = self.world.tick();
-        let (result, _) = self.submit(request(IoKind::Flush, 0, 0), Vec::new()).await;
-        let answered = self.judge(IoKind::Flush, result);
-        if result.is_ok() {
-            self.target.history.borrow_mut().flushed(began);
-        }
-        answered
+        let io = self.io(request(IoKind::Flush, 0, 0), Vec::new());
+        self.watched().flush(io).await.is_ok()
     }
 
     async fn reset(&self) -> bool {
         self.world.executor.count("resets");
-        let (result, _) = self.submit(request(IoKind::Reset, 0, 0), Vec::new()).await;
-        self.judge(IoKind::Reset, result)
-    }
-}
-
-fn request(kind: IoKind, offset_blocks: u64, nr_blocks: u64) -> Request {
-    Request {
-        kind,
-        offset_blocks,
-        nr_blocks,
+        let (result, _) = self.io(request(IoKind::Reset, 0, 0), Vec::new()).await;
+        result.is_ok()
     }
 }

@@ -4,8 +4,9 @@ use super::clients::{Client, Io};
 use super::manager::{HEIR, Manager};
 use super::world::{NR_COWS, Use, World};
 use crate::cores::Cores;
-use crate::history::Since;
-use bdev::runtime::Runtime;
+use crate::course::Lives;
+use crate::disk::Disk;
+use crate::executor::Executor;
 use bdev::snapshot::store::check;
 use bdev::snapshot::{Condition, Origin, SnapshotError, SnapshotTarget, State, StoreKind, Volume};
 use bdev::target::BaseId;
@@ -16,70 +17,103 @@ use std::time::Duration;
 /// How long a clean shutdown may take.
 const SHUTDOWN: Duration = Duration::from_secs(400);
 
-/// One life, from opening to the moment before the power cut.
-pub fn live(world: &Rc<World>, lying: bool) -> Result<(), String> {
-    world.run_life(whole_life(world.clone(), lying))
-}
+impl Lives for World {
+    fn begin(executor: &Rc<Executor>) -> Rc<Self> {
+        World::new(executor)
+    }
 
-async fn whole_life(world: Rc<World>, lying: bool) -> Result<(), String> {
-    let dice = world.executor.clone();
-    world.stopping.set(false);
-    world.faulty.set(false);
-    let opened = Origin::open(
-        world.shape.origin.clone(),
-        dice.clone(),
-        world.origin_disk(),
-        true,
-    );
-    let origin = opened.map_err(|error| format!("open: {error}"))?;
-    *world.last.borrow_mut() = Some(origin.clone());
-    let cores = Cores::new(
-        &dice,
-        world.shape.cores,
-        world.disks(),
-        &origin.owner_queue(),
-    );
-    open_all(&world, &origin, &cores).await?;
-    compare(&world, &cores).await?;
-    let removal = match lying {
-        true => None,
-        false => world.roll_faults(),
-    };
-    for _ in 0..world.shape.clients {
-        world.running.set(world.running.get() + 1);
-        let client = Client {
-            world: world.clone(),
-            cores: cores.clone(),
-            idle: Cell::new(false),
-        };
-        dice.spawn(Box::pin(client.run()));
+    fn all_disks(&self) -> Vec<&Rc<Disk>> {
+        self.disks().iter().collect()
     }
-    world.running.set(world.running.get() + 1);
-    let manager = Manager {
-        world: world.clone(),
-        origin: origin.clone(),
-        cores: cores.clone(),
-    };
-    dice.spawn(Box::pin(manager.run()));
-    world.remove_later(removal);
-    for _ in 0..20 + dice.below(400) {
-        dice.delay().await;
-        if world.stopping.get() {
-            return world.failure();
+
+    async fn live(self: Rc<Self>, _: u64, lying: bool) -> Result<(), String> {
+        let world = self;
+        let dice = world.executor.clone();
+        let opened = Origin::open(
+            world.shape.origin.clone(),
+            dice.clone(),
+            world.origin_disk(),
+            true,
+        );
+        let origin = opened.map_err(|error| format!("open: {error}"))?;
+        *world.last.borrow_mut() = Some(origin.clone());
+        let cores = Cores::new(
+            &dice,
+            world.shape.cores,
+            world.disks(),
+            &origin.owner_queue(),
+        );
+        open_all(&world, &origin, &cores).await?;
+        compare(&world, &cores).await?;
+        let removal = if lying { None } else { world.roll_faults() };
+        for _ in 0..world.shape.clients {
+            let client = Client {
+                world: world.clone(),
+                cores: cores.clone(),
+                idle: Cell::new(false),
+            };
+            world.start(client.run());
         }
+        let manager = Manager {
+            world: world.clone(),
+            origin: origin.clone(),
+            cores: cores.clone(),
+        };
+        world.start(manager.run());
+        world.remove_later(removal);
+        world.let_work(400).await?;
+        let counters = origin.counters();
+        dice.count_many("snapshot: copies", counters.copies);
+        dice.count_many("snapshot: full writes", counters.full_writes);
+        dice.count_many("snapshot: commits", counters.commits);
+        dice.count_many("snapshot: exceptions", counters.exceptions);
+        dice.count_many("snapshot: merged chunks", counters.merged);
+        dice.count_many("snapshot: page loads", counters.page_loads);
+        world
+            .end_life(SHUTDOWN, shut_down(&world, &origin, &cores))
+            .await
     }
-    let counters = origin.counters();
-    dice.count_many("snapshot: copies", counters.copies);
-    dice.count_many("snapshot: full writes", counters.full_writes);
-    dice.count_many("snapshot: commits", counters.commits);
-    dice.count_many("snapshot: exceptions", counters.exceptions);
-    dice.count_many("snapshot: merged chunks", counters.merged);
-    dice.count_many("snapshot: page loads", counters.page_loads);
-    if dice.one_in(4) {
-        let closing = shut_down(&world, &origin, &cores);
-        world.shut_down_within(SHUTDOWN, closing).await?;
+
+    fn last_moment(&self) -> Result<(), String> {
+        let world = self;
+        if let Some(origin) = world.last.take() {
+            for status in origin.status().snapshots {
+                let number = world
+                    .shape
+                    .snapshots
+                    .iter()
+                    .position(|config| config.name == status.name.trim_end_matches(HEIR));
+                let Some(cow) = number else { continue };
+                if status.handed_over {
+                    continue;
+                }
+                if status.condition == Condition::Invalid && world.use_of(cow) == Use::Snapshot {
+                    if !world.may_fail() && !world.is_dead(cow) {
+                        return Err(format!("snapshot {cow} became invalid for no reason"));
+                    }
+                    world.set_dead(cow, true);
+                }
+                if status.header_unsure && world.use_of(cow) == Use::Snapshot {
+                    // Its store may say valid, and is not: nobody may open it.
+                    world
+                        .executor
+                        .count("invalid snapshots whose header could not be written");
+                    world.set_use(cow, Use::Free);
+                }
+            }
+        }
+        Ok(())
     }
-    world.failure()
+
+    fn after_the_cut(self: Rc<Self>) -> Result<(), String> {
+        let world = &self;
+        for target in &world.targets {
+            target.busy.set(0);
+            target.paused.set(false);
+            target.volume.take();
+        }
+        world.run_check(check_all(world.clone()))?
+    }
 }
 
 /// Everything is opened that there was.
@@ -163,11 +197,7 @@ async fn compare_some(
             }
             return Err(format!("{number} cannot be read after opening"));
         };
-        let mut history = target.history.borrow_mut();
-        history
-            .check(0, &found, Since::Crash, world.tick())
-            .map_err(|wrong| format!("{number} after a crash: {wrong}"))?;
-        history.settle(&found);
+        io.watched().settle(&found)?;
     }
     Ok(())
 }
@@ -184,51 +214,6 @@ async fn shut_down(
     cores.leave();
     dice.count("clean shutdowns");
     closed.map_err(|error| format!("a clean shutdown failed: {error}"))
-}
-
-/// The power cut, and the check of the stores.
-pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
-    let dice = &world.executor;
-    // A moment's look at what was going on, which no disk knows.
-    if let Some(origin) = world.last.take() {
-        for status in origin.status().snapshots {
-            let number = world
-                .shape
-                .snapshots
-                .iter()
-                .position(|config| config.name == status.name.trim_end_matches(HEIR));
-            let Some(cow) = number else { continue };
-            if status.handed_over {
-                continue;
-            }
-            if status.condition == Condition::Invalid && world.use_of(cow) == Use::Snapshot {
-                if !world.may_fail() && !world.is_dead(cow) {
-                    return Err(format!("snapshot {cow} became invalid for no reason"));
-                }
-                world.set_dead(cow, true);
-            }
-            if status.header_unsure && world.use_of(cow) == Use::Snapshot {
-                // Its store may say valid, and is not: nobody may open it.
-                dice.count("invalid snapshots whose header could not be written");
-                world.set_use(cow, Use::Free);
-            }
-        }
-    }
-    dice.forget_tasks();
-    world.running.set(0);
-    for disk in world.disks() {
-        disk.crash();
-    }
-    for target in &world.targets {
-        target.busy.set(0);
-        target.paused.set(false);
-        target.volume.take();
-    }
-    dice.count("power cuts");
-    match world.run_to_end(check_all(world.clone())) {
-        Some(result) => result,
-        None => Err("the check has no end".to_owned()),
-    }
 }
 
 /// What lies on the disks is sound before anybody opens it.

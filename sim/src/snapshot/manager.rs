@@ -47,7 +47,6 @@ impl Manager {
                 dice.delay().await;
             }
         }
-        self.world.running.set(self.world.running.get() - 1);
     }
 
     fn name(&self, cow: usize) -> String {

@@ -1,8 +1,9 @@
 //! What a simulated origin and its snapshots are like.
 
 use crate::course::Course;
-use crate::disk::{Disk, FaultRates, Geometry};
+use crate::disk::{Disk, Disks, Geometry};
 use crate::executor::Executor;
+use crate::faults::{Fault, FaultRates, Removal};
 use crate::history::History;
 use bdev::snapshot::{Discards, Origin, OriginConfig, SnapshotConfig, StoreKind, Volume};
 use std::cell::{Cell, RefCell};
@@ -110,7 +111,7 @@ pub struct World {
     /// What the seed decided.
     pub shape: Shape,
     /// The origin, then the COW devices: by their number as base devices.
-    disks: Vec<Rc<Disk>>,
+    disks: Disks,
     /// The origin, then the snapshots.
     pub targets: Vec<Target>,
     /// What each COW device is used for.
@@ -133,13 +134,7 @@ impl World {
     /// A new world.
     pub fn new(executor: &Rc<Executor>) -> Rc<Self> {
         let shape = Shape::roll(executor);
-        let geometry = Geometry {
-            block_bytes: shape.block_bytes,
-            physical_bytes: match executor.one_in(2) {
-                true => 4096,
-                false => shape.block_bytes,
-            },
-        };
+        let geometry = Geometry::roll(executor, shape.block_bytes);
         let stale = |block| (1 << 60) + block;
         let origin = Disk::new(
             "origin",
@@ -170,7 +165,7 @@ impl World {
         Rc::new(World {
             course: Course::new(executor),
             shape,
-            disks,
+            disks: Disks::new(disks),
             targets,
             uses: [const { Cell::new(Use::Free) }; NR_COWS],
             dead: [const { Cell::new(false) }; NR_COWS],
@@ -180,7 +175,7 @@ impl World {
 
     /// All disks, by base device.
     pub fn disks(&self) -> &[Rc<Disk>] {
-        &self.disks
+        self.disks.all()
     }
 
     /// The origin.
@@ -190,10 +185,7 @@ impl World {
 
     /// The disk with this number as a base device.
     pub fn disk(&self, base: usize) -> Rc<Disk> {
-        match self.disks.get(base).or(self.disks.first()) {
-            Some(disk) => disk.clone(),
-            None => unreachable!("a world has disks"),
-        }
+        self.disks.numbered(base)
     }
 
     /// The target of the origin (0) or of a snapshot (1 and up).
@@ -242,50 +234,19 @@ impl World {
         }
     }
 
-    /// Chooses what will go wrong in this life, and lets it. Returns after how many delays a disk is to
-    /// be removed.
-    pub fn roll_faults(&self) -> Option<(u64, Rc<Disk>)> {
-        let dice = &self.executor;
-        let often = 5 + dice.below(80);
-        let rates = FaultRates {
-            read_error: often,
-            write_error: often,
-            flush_error: often,
-            ..FaultRates::default()
-        };
-        let cow = self.disk(1 + dice.below(NR_COWS as u64) as usize);
-        self.faulty.set(true);
-        match dice.below(16) {
-            0 => self.origin_disk().set_faults(rates),
-            1 | 2 => cow.set_faults(rates),
-            3 => cow.set_faults(FaultRates {
-                write_error: often,
-                ..FaultRates::default()
-            }),
-            4 => cow.set_faults(FaultRates {
-                flush_error: often / 5 + 1,
-                ..FaultRates::default()
-            }),
-            5 => {
-                for disk in self.disks() {
-                    disk.set_faults(FaultRates {
-                        slow: often,
-                        stuck: often * 4,
-                        ..FaultRates::default()
-                    });
-                }
-            }
-            6 => {
-                for disk in self.disks() {
-                    disk.set_faults(FaultRates {
-                        latent: often,
-                        ..FaultRates::default()
-                    });
-                }
-            }
-            7 => return Some((dice.below(100), cow)),
-            _ => self.faulty.set(false),
-        }
-        None
+    /// Chooses what will go wrong in this life, and lets it. Returns what is left to do.
+    pub fn roll_faults(&self) -> Option<Removal> {
+        let often = self.roll_often();
+        let cow = self.disk(1 + self.executor.below(NR_COWS as u64) as usize);
+        self.go_wrong(match self.executor.below(16) {
+            0 => Fault::Rates(vec![self.origin_disk()], FaultRates::errors(often)),
+            1 | 2 => Fault::Rates(vec![cow], FaultRates::errors(often)),
+            3 => Fault::Rates(vec![cow], FaultRates::write_errors(often)),
+            4 => Fault::Rates(vec![cow], FaultRates::flush_errors(often / 5 + 1)),
+            5 => Fault::Rates(self.disks.all().to_vec(), FaultRates::stalls(often)),
+            6 => Fault::Rates(self.disks.all().to_vec(), FaultRates::latent_errors(often)),
+            7 => Fault::Removal(cow),
+            _ => Fault::None,
+        })
     }
 }

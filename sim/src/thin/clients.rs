@@ -1,8 +1,9 @@
 //! Clients of thin devices: random I/O from several cores, checked against the model.
 
 use super::world::{HOT_BLOCKS, Volume, World};
-use crate::cores::Cores;
+use crate::cores::{Answer, Cores, request};
 use crate::history::{Moment, Pending, Since};
+use crate::watched::Watched;
 use bdev::errno::Errno;
 use bdev::target::{IoKind, Request};
 use bdev::thin::{Pool, PoolMode, Thin, ThinDev};
@@ -47,9 +48,9 @@ impl Client {
                 17..=18 => self.flush(&volume, &dev).await,
                 _ => {
                     self.world.executor.count("resets");
-                    let request = request(IoKind::Reset, 0, 0);
-                    let (result, _) = self.submit(&dev, request, Vec::new()).await;
-                    self.judge(IoKind::Reset, result);
+                    let _ = self
+                        .io(&dev, request(IoKind::Reset, 0, 0), Vec::new())
+                        .await;
                 }
             }
             volume.in_flight.set(volume.in_flight.get() - 1);
@@ -58,7 +59,6 @@ impl Client {
                 self.world.executor.delay().await;
             }
         }
-        self.world.running.set(self.world.running.get() - 1);
     }
 
     fn pick(&self) -> Option<(Rc<Volume>, Arc<ThinDev>)> {
@@ -92,24 +92,20 @@ impl Client {
         }
     }
 
-    async fn submit(&self, dev: &Arc<ThinDev>, request: Request, data: Vec<u64>) -> Submitted {
-        let core = self.world.executor.below(self.cores.len());
-        self.world.executor.trace(|| {
-            format!(
-                "core {core} device {} {request:?} {:x?}",
-                dev.id,
-                data.first()
-            )
-        });
-        let answer = self.cores.io(core, dev, request, data).await;
-        self.world.executor.trace(|| {
-            format!(
-                "core {core} device {} {request:?} -> {:?} {:x?}",
-                dev.id,
-                answer.0,
-                answer.1.first()
-            )
-        });
+    /// What the model knows of a device.
+    fn watched<'a>(&'a self, volume: &'a Volume) -> Watched<'a, String> {
+        Watched {
+            course: &self.world,
+            history: &volume.history,
+            name: format!("device {}", volume.id),
+        }
+    }
+
+    /// An I/O, which may end only as it may.
+    async fn io(&self, dev: &Arc<ThinDev>, request: Request, data: Vec<u64>) -> Answer {
+        let name = format_args!("device {}", dev.id);
+        let answer = self.cores.io_anywhere(name, dev, request, data).await;
+        self.judge(request.kind, answer.0);
         answer
     }
 
@@ -150,24 +146,15 @@ impl Client {
         self.world.executor.count("reads");
         let place = self.place();
         let per = self.world.shape.per_block();
-        let began = self.world.tick();
-        volume.history.borrow_mut().begin_read(began);
         let request = request(
             IoKind::Read,
             self.world.shape.logical(place.hot) + place.offset,
             place.count,
         );
-        let (result, found) = self.submit(dev, request, Vec::new()).await;
-        self.judge(IoKind::Read, result);
-        let mut history = volume.history.borrow_mut();
-        if result.is_ok() {
-            let first = place.hot * per + place.offset;
-            let now = self.world.tick();
-            if let Err(wrong) = history.check(first, &found, self.since(began), now) {
-                self.world.fail(format!("device {}: {wrong}", volume.id));
-            }
-        }
-        history.end_read(began);
+        let first = place.hot * per + place.offset;
+        let io = self.io(dev, request, Vec::new());
+        let since = |began| self.since(began);
+        let _ = self.watched(volume).read(first, since, io).await;
     }
 
     async fn write(&self, volume: &Volume, dev: &Arc<ThinDev>) {
@@ -180,24 +167,15 @@ impl Client {
         let value = self.world.new_value();
         volume.written.set(true);
         let first = place.hot * per + place.offset;
-        let pending =
-            volume
-                .history
-                .borrow_mut()
-                .begin(first, place.count, |_| value, self.world.tick());
         let request = request(
             IoKind::Write,
             self.world.shape.logical(place.hot) + place.offset,
             place.count,
         );
         let data = vec![value; place.count as usize];
-        let (result, _) = self.submit(dev, request, data).await;
-        self.judge(IoKind::Write, result);
-        let now = self.world.tick();
-        volume
-            .history
-            .borrow_mut()
-            .end(&pending, result.is_ok(), now);
+        let io = self.io(dev, request, data);
+        let watched = self.watched(volume);
+        let _ = watched.change(first, place.count, value, io).await;
     }
 
     /// A discard or write-zeroes over any range.
@@ -231,56 +209,26 @@ impl Client {
             .filter(|_| !(kind == IoKind::Discard && shape.config.ignore_discard))
             .map(|(hot, from, to)| (hot * per + from, to - from))
             .collect();
-        let pending: Vec<Pending> = zeroed
+        let watched = self.watched(volume);
+        let value = |block| match kind {
+            IoKind::Discard => shape.hole(block),
+            _ => 0,
+        };
+        let begun = zeroed
             .iter()
-            .map(|(first, count)| {
-                let now = self.world.tick();
-                let value = |block| match kind {
-                    IoKind::Discard => shape.hole(block),
-                    _ => 0,
-                };
-                volume
-                    .history
-                    .borrow_mut()
-                    .begin(*first, *count, value, now)
-            })
-            .collect();
+            .map(|(first, count)| watched.begin(*first, *count, value));
+        let pending: Vec<Pending> = begun.collect();
         let begin = shape.logical(first) + offset;
         let count = shape.logical(last) + end - begin;
-        let (result, _) = self
-            .submit(dev, request(kind, begin, count), Vec::new())
-            .await;
-        self.judge(kind, result);
+        let (result, _) = self.io(dev, request(kind, begin, count), Vec::new()).await;
         // A pool that may not change takes discards and does nothing.
         let ignored = kind == IoKind::Discard && self.pool.shared().mode().refuses_changes();
-        let now = self.world.tick();
-        for pending in &pending {
-            volume
-                .history
-                .borrow_mut()
-                .end(pending, result.is_ok() && !ignored, now);
-        }
+        watched.end(&pending, result.is_ok() && !ignored);
     }
 
     async fn flush(&self, volume: &Volume, dev: &Arc<ThinDev>) {
         self.world.executor.count("flushes");
-        let began = self.world.tick();
-        let (result, _) = self
-            .submit(dev, request(IoKind::Flush, 0, 0), Vec::new())
-            .await;
-        self.judge(IoKind::Flush, result);
-        if result.is_ok() {
-            volume.history.borrow_mut().flushed(began);
-        }
-    }
-}
-
-type Submitted = crate::cores::Answer;
-
-fn request(kind: IoKind, offset_blocks: u64, nr_blocks: u64) -> Request {
-    Request {
-        kind,
-        offset_blocks,
-        nr_blocks,
+        let io = self.io(dev, request(IoKind::Flush, 0, 0), Vec::new());
+        let _ = self.watched(volume).flush(io).await;
     }
 }

@@ -3,14 +3,15 @@
 use super::clients::Client;
 use super::manager::Manager;
 use super::world::{Fate, HOT_BLOCKS, Shape, World};
-use crate::cores::Cores;
+use crate::cores::{Cores, request};
+use crate::course::Lives;
+use crate::disk::Disk;
 use crate::executor::Executor;
 use crate::history::Since;
-use bdev::runtime::Runtime;
-use bdev::target::{IoKind, Request};
+use bdev::target::IoKind;
 use bdev::thin::metadata::check::clear_needs_check;
 use bdev::thin::metadata::{OpenOptions, ThinMetadata};
-use bdev::thin::{Pool, Thin, ThinDev};
+use bdev::thin::{Pool, PoolError, Thin, ThinDev};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,88 +20,106 @@ use std::time::Duration;
 /// How long a clean shutdown may take: longer than writes wait for space.
 const SHUTDOWN: Duration = Duration::from_secs(200);
 
-/// One life, from opening to the moment before the power cut.
-pub fn live(world: &Rc<World>, number: u64, lying: bool) -> Result<(), String> {
-    world.run_life(whole_life(world.clone(), number, lying))
-}
+impl Lives for World {
+    fn begin(executor: &Rc<Executor>) -> Rc<Self> {
+        World::new(executor)
+    }
 
-async fn whole_life(world: Rc<World>, number: u64, lying: bool) -> Result<(), String> {
-    let dice = world.executor.clone();
-    world.stopping.set(false);
-    world.faulty.set(false);
-    if number > 0 && dice.one_in(8) {
-        opening_fails(&world).await;
-        return Ok(());
+    fn all_disks(&self) -> Vec<&Rc<Disk>> {
+        vec![&self.metadata, &self.data]
     }
-    let pool = Pool::open(
-        world.shape.config.clone(),
-        dice.clone(),
-        world.metadata.clone(),
-        world.data.clone(),
-        true,
-    )
-    .await
-    .map_err(|error| format!("open: {error}"))?;
-    let cores = Cores::new(
-        &dice,
-        world.shape.cores,
-        &world.bases(),
-        &pool.owner_queue(),
-    );
-    let manager = |world: &Rc<World>| Manager {
-        world: world.clone(),
-        pool: pool.clone(),
-    };
-    compare(&world, &pool, &cores).await?;
-    if number == 0 {
-        for id in 0..2 {
-            manager(&world).create(id).await;
+
+    async fn live(self: Rc<Self>, number: u64, lying: bool) -> Result<(), String> {
+        let world = self;
+        let dice = world.executor.clone();
+        if number > 0 && dice.one_in(8) {
+            world.opening_fails(&world.metadata);
+            // An error, or a pool that is dropped at once.
+            let _ = open(&world).await;
+            return Ok(());
         }
-    }
-    let volumes: Vec<_> = world.volumes.borrow().values().cloned().collect();
-    for volume in &volumes {
-        if dice.one_in(2) {
-            manager(&world).activate(volume).await;
-        }
-    }
-    let removal = match lying {
-        true => None,
-        false => world.roll_faults(),
-    };
-    for _ in 0..world.shape.clients {
-        world.running.set(world.running.get() + 1);
-        let client = Client {
+        let pool = open(&world).await;
+        let pool = pool.map_err(|error| format!("open: {error}"))?;
+        let cores = Cores::new(
+            &dice,
+            world.shape.cores,
+            &world.bases(),
+            &pool.owner_queue(),
+        );
+        let manager = |world: &Rc<World>| Manager {
             world: world.clone(),
             pool: pool.clone(),
-            cores: cores.clone(),
-            refused: Cell::new(false),
         };
-        dice.spawn(Box::pin(client.run()));
-    }
-    for _ in 0..1 + dice.below(2) {
-        world.running.set(world.running.get() + 1);
-        dice.spawn(Box::pin(manager(&world).run()));
-    }
-    world.remove_later(removal);
-    for _ in 0..20 + dice.below(300) {
-        dice.delay().await;
-        if world.stopping.get() {
-            return world.failure();
+        compare(&world, &pool, &cores).await?;
+        if number == 0 {
+            for id in 0..2 {
+                manager(&world).create(id).await;
+            }
         }
+        let volumes: Vec<_> = world.volumes.borrow().values().cloned().collect();
+        for volume in &volumes {
+            if dice.one_in(2) {
+                manager(&world).activate(volume).await;
+            }
+        }
+        let removal = if lying { None } else { world.roll_faults() };
+        for _ in 0..world.shape.clients {
+            let client = Client {
+                world: world.clone(),
+                pool: pool.clone(),
+                cores: cores.clone(),
+                refused: Cell::new(false),
+            };
+            world.start(client.run());
+        }
+        for _ in 0..1 + dice.below(2) {
+            world.start(manager(&world).run());
+        }
+        world.remove_later(removal);
+        world.let_work(300).await?;
+        dice.count(match pool.shared().mode() {
+            bdev::thin::PoolMode::Write => "life ended in mode write",
+            bdev::thin::PoolMode::OutOfDataSpace => "life ended in mode out of data space",
+            bdev::thin::PoolMode::OutOfMetadataSpace => "life ended in mode out of metadata space",
+            bdev::thin::PoolMode::ReadOnly => "life ended in mode read-only",
+            bdev::thin::PoolMode::Fail => "life ended in mode fail",
+        });
+        tally(&dice, &pool);
+        world
+            .end_life(SHUTDOWN, shut_down(&world, &pool, &cores))
+            .await
     }
-    dice.count(match pool.shared().mode() {
-        bdev::thin::PoolMode::Write => "life ended in mode write",
-        bdev::thin::PoolMode::OutOfDataSpace => "life ended in mode out of data space",
-        bdev::thin::PoolMode::OutOfMetadataSpace => "life ended in mode out of metadata space",
-        bdev::thin::PoolMode::ReadOnly => "life ended in mode read-only",
-        bdev::thin::PoolMode::Fail => "life ended in mode fail",
-    });
-    tally(&dice, &pool);
-    if dice.one_in(4) {
-        let closing = shut_down(&world, &pool, &cores);
-        world.shut_down_within(SHUTDOWN, closing).await?;
+
+    fn after_the_cut(self: Rc<Self>) -> Result<(), String> {
+        let world = &self;
+        let dice = &world.executor;
+        let disk = world.metadata.clone();
+        let options = OpenOptions {
+            data_block_size_sectors: world.shape.data_block_sectors,
+            cache_bytes: 1 << 20,
+            may_format: true,
+            read_only: false,
+        };
+        let check = async move {
+            let metadata = ThinMetadata::open(disk.clone(), options).await?;
+            let findings = metadata.check().await?;
+            if findings.is_empty() && metadata.needs_check() {
+                clear_needs_check(disk).await?;
+            }
+            Ok::<_, bdev::thin::metadata::ThinError>(findings)
+        };
+        match world.run_check(check)? {
+            Ok(findings) if findings.is_empty() => {}
+            Ok(findings) => return Err(format!("check after a crash: {findings:?}")),
+            Err(error) => return Err(format!("check after a crash: {error}")),
+        }
+        if dice.one_in(6) {
+            let blocks = dice.below(6) * world.shape.per_block();
+            world.data.grow(blocks, Shape::stale(1 << 40));
+            world.metadata.grow(dice.below(20) * 8, 0);
+        }
+        Ok(())
     }
-    world.failure()
 }
 
 /// Which of the pool's slow paths were walked.
@@ -116,22 +135,15 @@ fn tally(dice: &Executor, pool: &Pool) {
     dice.count_many("pool: mapping pages evicted", cache.evictions);
 }
 
-/// The pool is opened on failing disks. Whatever comes of it, the next opening finds everything.
-async fn opening_fails(world: &Rc<World>) {
-    world.executor.count("openings on failing disks");
-    let often = 1 + world.executor.below(40);
-    world
-        .metadata
-        .set_faults(crate::disk::FaultRates::errors(often));
-    // An error, or a pool that is dropped at once.
-    let _ = Pool::open(
+async fn open(world: &World) -> Result<Rc<Pool>, PoolError> {
+    Pool::open(
         world.shape.config.clone(),
         world.executor.clone(),
         world.metadata.clone(),
         world.data.clone(),
         true,
     )
-    .await;
+    .await
 }
 
 async fn read_all(
@@ -141,13 +153,12 @@ async fn read_all(
 ) -> Result<Vec<u64>, String> {
     let mut found = Vec::new();
     for hot in 0..HOT_BLOCKS {
-        let request = Request {
-            kind: IoKind::Read,
-            offset_blocks: world.shape.logical(hot),
-            nr_blocks: world.shape.per_block(),
-        };
-        let core = world.executor.below(cores.len());
-        let (result, values) = cores.io(core, dev, request, Vec::new()).await;
+        let read = request(
+            IoKind::Read,
+            world.shape.logical(hot),
+            world.shape.per_block(),
+        );
+        let (result, values) = cores.io_anywhere(dev.id, dev, read, Vec::new()).await;
         result.map_err(|errno| format!("device {}: read after opening: {errno}", dev.id))?;
         found.extend(values);
     }
@@ -255,43 +266,6 @@ async fn shut_down(
     dice.count("clean shutdowns");
     for volume in world.volumes.borrow().values() {
         volume.history.borrow_mut().flushed(began);
-    }
-    Ok(())
-}
-
-/// The power cut, the check of the metadata, and perhaps larger disks.
-pub fn cut_power(world: &Rc<World>) -> Result<(), String> {
-    let dice = &world.executor;
-    dice.forget_tasks();
-    world.running.set(0);
-    world.metadata.crash();
-    world.data.crash();
-    dice.count("power cuts");
-    let disk = world.metadata.clone();
-    let options = OpenOptions {
-        data_block_size_sectors: world.shape.data_block_sectors,
-        cache_bytes: 1 << 20,
-        may_format: true,
-        read_only: false,
-    };
-    let check = async move {
-        let metadata = ThinMetadata::open(disk.clone(), options).await?;
-        let findings = metadata.check().await?;
-        if findings.is_empty() && metadata.needs_check() {
-            clear_needs_check(disk).await?;
-        }
-        Ok::<_, bdev::thin::metadata::ThinError>(findings)
-    };
-    match world.run_to_end(check) {
-        Some(Ok(findings)) if findings.is_empty() => {}
-        Some(Ok(findings)) => return Err(format!("check after a crash: {findings:?}")),
-        Some(Err(error)) => return Err(format!("check after a crash: {error}")),
-        None => return Err("the check has no end".to_owned()),
-    }
-    if dice.one_in(6) {
-        let blocks = dice.below(6) * world.shape.per_block();
-        world.data.grow(blocks, Shape::stale(1 << 40));
-        world.metadata.grow(dice.below(20) * 8, 0);
     }
     Ok(())
 }

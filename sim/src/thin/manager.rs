@@ -26,7 +26,6 @@ impl Manager {
             }
             self.act().await;
         }
-        self.world.running.set(self.world.running.get() - 1);
     }
 
     async fn act(&self) {

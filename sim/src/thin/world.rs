@@ -1,8 +1,9 @@
 //! What a simulated thin pool is like, and what its devices may hold.
 
 use crate::course::Course;
-use crate::disk::{Disk, FaultRates, Geometry};
+use crate::disk::{Disk, Geometry};
 use crate::executor::Executor;
+use crate::faults::{Fault, FaultRates, Removal};
 use crate::history::{History, Moment};
 use bdev::device::DataDeviceRef;
 use bdev::thin::{PoolConfig, ThinDev};
@@ -198,15 +199,9 @@ impl World {
     /// A new world.
     pub fn new(executor: &Rc<Executor>) -> Rc<Self> {
         let shape = Shape::roll(executor);
-        let metadata = Disk::new(
-            "metadata",
-            executor,
-            Geometry {
-                block_bytes: 512,
-                physical_bytes: if executor.one_in(2) { 512 } else { 4096 },
-            },
-            (0..(64 + executor.below(100)) * 8).map(|_| 0),
-        );
+        let geometry = Geometry::of_metadata(executor);
+        let blocks = 64 + executor.below(100);
+        let metadata = Disk::new("metadata", executor, geometry, (0..blocks * 8).map(|_| 0));
         let blocks = shape.data_blocks * shape.per_block();
         let data = Disk::new(
             "data",
@@ -243,32 +238,20 @@ impl World {
         bases
     }
 
-    /// Chooses what will go wrong in this life, and lets it. Returns after how many delays a disk is to
-    /// be removed.
-    pub fn roll_faults(&self) -> Option<(u64, Rc<Disk>)> {
-        let dice = &self.executor;
-        let often = 5 + dice.below(80);
-        self.faulty.set(true);
-        match dice.below(16) {
-            0 => self.data.set_faults(FaultRates::errors(often)),
-            1 | 2 => self.metadata.set_faults(FaultRates::errors(often)),
-            3 => self
-                .data
-                .set_faults(FaultRates::flush_errors(often / 5 + 1)),
-            4 => {
-                for disk in [&self.data, &self.metadata] {
-                    disk.set_faults(FaultRates::stalls(often));
-                }
-            }
-            5 => {
-                for disk in [&self.data, &self.metadata] {
-                    disk.set_faults(FaultRates::latent_errors(often));
-                }
-            }
-            6 => return Some((dice.below(100), self.data.clone())),
-            7 => return Some((dice.below(100), self.metadata.clone())),
-            _ => self.faulty.set(false),
-        }
-        None
+    /// Chooses what will go wrong in this life, and lets it. Returns what is left to do.
+    pub fn roll_faults(&self) -> Option<Removal> {
+        let often = self.roll_often();
+        let both = || vec![self.data.clone(), self.metadata.clone()];
+        let data = || vec![self.data.clone()];
+        self.go_wrong(match self.executor.below(16) {
+            0 => Fault::Rates(data(), FaultRates::errors(often)),
+            1 | 2 => Fault::Rates(vec![self.metadata.clone()], FaultRates::errors(often)),
+            3 => Fault::Rates(data(), FaultRates::flush_errors(often / 5 + 1)),
+            4 => Fault::Rates(both(), FaultRates::stalls(often)),
+            5 => Fault::Rates(both(), FaultRates::latent_errors(often)),
+            6 => Fault::Removal(self.data.clone()),
+            7 => Fault::Removal(self.metadata.clone()),
+            _ => Fault::None,
+        })
     }
 }
