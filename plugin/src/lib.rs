@@ -10,13 +10,18 @@ mod dm;
 mod dump;
 mod eras;
 mod export;
+mod held_bdev;
 mod host;
+mod life;
+mod moving_bases;
 mod new_file;
 mod opening;
+mod pool_status;
 mod readers;
 mod registry;
 mod snapshots;
 mod thins;
+mod volume;
 
 use registry::DmModule;
 
