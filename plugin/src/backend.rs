@@ -3,12 +3,13 @@
 use crate::dump;
 use crate::export::{ERA, POOL};
 use crate::readers::Readers;
-use crate::registry::{PoolState, Registry, no_pool, registry};
+use crate::registry::{Registry, no_pool, registry};
 use async_trait::async_trait;
 use bdev::errno::Errno;
 use bdev::thin::PoolError;
 use rpc::RpcError;
 use rpc::dispatch::{Answer, Backend, dispatch};
+use rpc::params;
 use rpc::params::{
     DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
     NbdExportCreate, NbdExportDelete, NbdExportList, PoolName, SnapshotCreate, SnapshotMerge,
@@ -16,7 +17,6 @@ use rpc::params::{
     ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport,
     ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
 };
-use rpc::{params, status};
 use serde_json::{Value, json};
 use spdk::rpc::Request;
 use std::collections::BTreeMap;
@@ -58,35 +58,6 @@ impl Methods {
     fn readers(&self, pool: &str) -> Result<Rc<Readers>, RpcError> {
         Ok(self.0.open_entry(pool)?.readers.clone())
     }
-
-    async fn one_pool_status(&self, name: &str) -> Answer {
-        let waiting = {
-            let pools = self.0.pools.borrow();
-            let entry = pools.get(name).ok_or_else(|| no_pool(name))?;
-            let state = match entry.state {
-                PoolState::Waiting => "waiting",
-                PoolState::Opening => "opening",
-                PoolState::Closing => "closing",
-                PoolState::Open(_) => "open",
-            };
-            json!({
-                "name": name,
-                "state": state,
-                "metadata_bdev": entry.params.metadata_bdev,
-                "data_bdev": entry.params.data_bdev,
-                "failure": entry.failure,
-            })
-        };
-        let Ok(open) = self.0.open_entry(name) else {
-            return Ok(waiting);
-        };
-        let found = open.pool.status().await.map_err(refuse)?;
-        let mut answer = status::pool_json(name, &found);
-        for field in ["metadata_bdev", "data_bdev"] {
-            answer[field] = waiting[field].clone();
-        }
-        Ok(answer)
-    }
 }
 
 #[async_trait(?Send)]
@@ -123,7 +94,7 @@ impl Backend for Methods {
         }
         let waiting = match self.0.pools.borrow().get(&name) {
             None => return Err(no_pool(&name)),
-            Some(entry) => matches!(entry.state, PoolState::Waiting),
+            Some(entry) => entry.life.is_waiting(),
         };
         if !waiting {
             return Err(RpcError::new(
@@ -141,12 +112,12 @@ impl Backend for Methods {
 
     async fn thin_pool_status(&self, params: ThinPoolStatus) -> Answer {
         if let Some(name) = params.name {
-            return self.one_pool_status(&name).await;
+            return self.0.pool_status(&name).await;
         }
         let names: Vec<String> = self.0.pools.borrow().keys().cloned().collect();
         let mut all = Vec::with_capacity(names.len());
         for name in names {
-            all.push(self.one_pool_status(&name).await?);
+            all.push(self.0.pool_status(&name).await?);
         }
         Ok(Value::Array(all))
     }
@@ -211,7 +182,7 @@ impl Backend for Methods {
             let entry = pools
                 .get(&params.pool)
                 .ok_or_else(|| no_pool(&params.pool))?;
-            if matches!(entry.state, PoolState::Waiting) {
+            if entry.life.is_waiting() {
                 self.0.declare_thin(params);
                 return Ok(json!(name));
             }

@@ -1,7 +1,6 @@
 //! Device-mapper's own calls: devices of all targets by name, in the kernel's words.
 
 use crate::backend::{Methods, in_pool, refuse};
-use crate::registry::PoolState;
 use bdev::errno::Errno;
 use rpc::RpcError;
 use rpc::dispatch::{Answer, Backend};
@@ -153,10 +152,8 @@ impl Methods {
     pub fn device_table(&self, params: Name) -> Answer {
         let name = params.name;
         if let Some(entry) = self.0.pools.borrow().get(&name) {
-            let length = match &entry.state {
-                PoolState::Open(open) => open.nr_data_sectors(),
-                _ => 0,
-            };
+            let open = entry.life.target();
+            let length = open.map_or(0, |open| open.nr_data_sectors());
             return Ok(json!(table::pool_line(length, &entry.params)));
         }
         if let Some(entry) = self.0.eras.borrow().get(&name) {

@@ -3,14 +3,14 @@
 use crate::bases::{self, Base, BaseClosed, MAX_CACHE_MIB, MIN_METADATA_BYTES};
 use crate::devices::{DataBdev, MetadataBdev};
 use crate::host::{PoolChannel, SpdkHost, SpdkRuntime};
+use crate::life;
 use crate::readers::Readers;
-use crate::registry::{OpenPool, PoolState, Registry, no_pool};
+use crate::registry::{OpenPool, Registry, no_pool};
 use bdev::errno::Errno;
 use bdev::thin::{Pool, PoolConfig, PoolEvent};
-use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::params::{ThinActivate, ThinPoolCreate};
-use spdk::base::{Event, IoKind};
+use spdk::base::IoKind;
 use spdk::io_device::IoDevice;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,12 +22,9 @@ impl Registry {
         let params = {
             let mut pools = self.pools.borrow_mut();
             let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
-            if !matches!(entry.state, PoolState::Waiting) {
+            if !entry.life.begin_opening() {
                 return Ok(());
             }
-            entry.state = PoolState::Opening;
-            entry.closing = false;
-            entry.failure = None;
             entry.params.clone()
         };
         let opened = self.try_open(&params).await;
@@ -36,28 +33,20 @@ impl Registry {
             let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
             match opened {
                 Ok((open, bases)) => {
-                    entry.state = PoolState::Open(open);
-                    entry.bases = bases;
+                    let unwanted = entry.life.is_to_close() || self.is_stopping();
+                    (entry.life.opened(open, bases), unwanted)
                 }
                 Err(error) => {
-                    entry.state = PoolState::Waiting;
-                    entry.closing = false;
-                    entry.failure.get_or_insert_with(|| error.message.clone());
-                    entry.waiters.clear();
+                    drop(entry.life.not_opened(&error.message));
                     drop(pools);
                     self.finish_if_closed();
                     return Err(error);
                 }
             }
-            let unwanted = entry.closing || self.is_stopping();
-            (std::mem::take(&mut entry.waiters), unwanted)
         };
         if unwanted {
             self.close_pool(name).await?;
-            return Err(RpcError::new(
-                Errno::ENODEV,
-                format!("pool '{name}': a base bdev was removed while it was being opened"),
-            ));
+            return Err(life::removed_meanwhile(&format!("pool '{name}'")));
         }
         log::info!("pool '{name}' is open");
         let declared: Vec<ThinActivate> = self
@@ -87,15 +76,12 @@ impl Registry {
     pub async fn wait_opening(&self, name: &str) {
         let opening = {
             let mut pools = self.pools.borrow_mut();
-            match pools.get_mut(name) {
-                Some(entry) if matches!(entry.state, PoolState::Opening) => {
-                    let (tx, rx) = oneshot::channel();
-                    entry.waiters.push(tx);
-                    rx
-                }
-                _ => return,
-            }
+            pools
+                .get_mut(name)
+                .and_then(|entry| entry.life.wait_opening())
         };
+        let Some(opening) = opening else { return };
+        // Ends when the sender is dropped.
         let _ = opening.await;
     }
 
@@ -159,23 +145,19 @@ impl Registry {
 
     /// Takes a base bdev of a pool, which follows what happens to it.
     fn take_base(self: &Rc<Self>, params: &ThinPoolCreate, bdev: &str) -> Result<Base, RpcError> {
-        let registry = Rc::downgrade(self);
-        let (pool, removed) = (params.name.clone(), bdev.to_owned());
-        let events = move |event| {
-            let Some(registry) = registry.upgrade() else {
-                return;
-            };
-            let (pool, bdev) = (pool.clone(), removed.clone());
-            match event {
-                Event::Remove => {
-                    spdk::executor::spawn(async move { registry.base_removed(&pool, &bdev).await });
-                }
-                Event::Resize => {
-                    spdk::executor::spawn(async move { registry.base_resized(&pool).await });
-                }
-                Event::Other => {}
-            }
-        };
+        let name = params.name.clone();
+        let (pool, removed) = (name.clone(), bdev.to_owned());
+        let events = life::follow(
+            self,
+            move |registry| {
+                let (pool, bdev) = (pool.clone(), removed.clone());
+                async move { registry.base_removed(&pool, &bdev).await }
+            },
+            move |registry| {
+                let pool = name.clone();
+                async move { registry.base_resized(&pool).await }
+            },
+        );
         let needed = match bdev == params.metadata_bdev {
             true => MIN_METADATA_BYTES,
             false => u64::from(params.data_block_size_sectors) * 512,

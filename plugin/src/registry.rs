@@ -4,17 +4,17 @@
 //! base bdevs appear. When a base bdev goes, the pool's bdevs are unregistered and the pool closes; it
 //! stays declared, and opens again when the bdev comes back.
 
-use crate::bases::{self, BaseClosed};
+use crate::bases;
 use crate::eras::EraEntry;
 use crate::export::ExportEntry;
 use crate::host::PoolChannel;
+use crate::life::Life;
 use crate::nbd::NbdExport;
 use crate::readers::Readers;
 use crate::snapshots::OriginEntry;
 use bdev::errno::Errno;
 use bdev::snapshot::SnapshotEvent;
 use bdev::thin::{Pool, PoolEvent};
-use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::params::{ThinActivate, ThinPoolCreate};
 use spdk::base::{self, Descriptor};
@@ -49,37 +49,17 @@ impl OpenPool {
     }
 }
 
-/// Where a pool is in its life.
-pub enum PoolState {
-    /// Base bdevs are missing.
-    Waiting,
-    /// Being opened.
-    Opening,
-    /// Open.
-    Open(Rc<OpenPool>),
-    /// Being closed.
-    Closing,
-}
-
 /// A declared pool.
 pub struct PoolEntry {
     /// As declared.
     pub params: ThinPoolCreate,
-    /// Its state.
-    pub state: PoolState,
-    /// Why it is not open, if an attempt failed or a base bdev went.
-    pub failure: Option<String>,
-    /// A base bdev is going: it is to close until that is back.
-    pub closing: bool,
-    /// Its base bdevs while it is open.
-    pub bases: Vec<BaseClosed>,
-    /// Dropped when it is no longer being opened.
-    pub waiters: Vec<oneshot::Sender<()>>,
+    /// Where it is in its life.
+    pub life: Life<OpenPool>,
 }
 
 impl PoolEntry {
     fn can_open(&self) -> bool {
-        matches!(self.state, PoolState::Waiting)
+        self.life.is_waiting()
             && base::exists(&self.params.metadata_bdev)
             && base::exists(&self.params.data_bdev)
     }
@@ -229,25 +209,13 @@ impl Registry {
     pub fn open_entry(&self, name: &str) -> Result<Rc<OpenPool>, RpcError> {
         let pools = self.pools.borrow();
         let entry = pools.get(name).ok_or_else(|| no_pool(name))?;
-        match &entry.state {
-            PoolState::Open(open) if !entry.closing => Ok(open.clone()),
-            PoolState::Waiting => Err(RpcError::new(
-                Errno::ENODEV,
-                format!(
-                    "pool '{name}' is waiting for bdevs '{}' and '{}'{}",
-                    entry.params.metadata_bdev,
-                    entry.params.data_bdev,
-                    entry
-                        .failure
-                        .as_ref()
-                        .map_or_else(String::new, |why| format!("; it last failed: {why}"))
-                ),
-            )),
-            _ => Err(RpcError::new(
-                Errno::EBUSY,
-                format!("pool '{name}' is being opened or closed; try again"),
-            )),
-        }
+        entry.life.use_open(
+            &format!("pool '{name}'"),
+            &format!(
+                "bdevs '{}' and '{}'",
+                entry.params.metadata_bdev, entry.params.data_bdev
+            ),
+        )
     }
 
     /// A base bdev is going away: so do the pool's bdevs, and the pool until it comes back.
@@ -257,17 +225,10 @@ impl Registry {
             let Some(entry) = pools.get_mut(pool) else {
                 return;
             };
-            if entry.closing || matches!(entry.state, PoolState::Waiting | PoolState::Closing) {
+            if !entry.life.base_removed(&format!("pool '{pool}'"), bdev) {
                 return;
             }
-            entry.closing = true;
-            entry.failure = Some(format!(
-                "pool '{pool}': bdev '{bdev}' was removed; the pool opens again when it is back"
-            ));
         }
-        log::warn!(
-            "pool '{pool}': bdev '{bdev}' is being removed; the pool closes until it is back"
-        );
         let bdevs: Vec<String> = self
             .thins
             .borrow()
@@ -286,12 +247,9 @@ impl Registry {
         let (open, bases) = {
             let mut pools = self.pools.borrow_mut();
             let entry = pools.get_mut(name).ok_or_else(|| no_pool(name))?;
-            match std::mem::replace(&mut entry.state, PoolState::Closing) {
-                PoolState::Open(open) => (open, std::mem::take(&mut entry.bases)),
-                other => {
-                    entry.state = other;
-                    return Ok(());
-                }
+            match entry.life.begin_closing() {
+                Some(closing) => closing,
+                None => return Ok(()),
             }
         };
         self.unexport(name).await;
@@ -304,8 +262,9 @@ impl Registry {
         bases::wait_closed(&format!("pool '{name}'"), bases).await;
         let again = match self.pools.borrow_mut().get_mut(name) {
             Some(entry) => {
-                entry.state = PoolState::Waiting;
-                std::mem::take(&mut entry.closing) && entry.can_open()
+                let was_to_close = entry.life.is_to_close();
+                entry.life.closed(None);
+                was_to_close && entry.can_open()
             }
             None => false,
         };
@@ -325,13 +284,13 @@ impl Registry {
             .pools
             .borrow()
             .iter()
-            .filter(|(name, entry)| match &entry.state {
-                PoolState::Open(open) => {
-                    (entry.closing || self.stopping.get())
+            .filter(|(name, entry)| match entry.life.target() {
+                Some(open) => {
+                    (entry.life.is_to_close() || self.stopping.get())
                         && open.pool.active_ids().is_empty()
                         && self.exported(name).is_none()
                 }
-                _ => false,
+                None => false,
             })
             .map(|(name, _)| name.clone())
             .collect();
@@ -352,57 +311,51 @@ impl Registry {
     /// Lets SPDK end, if it wants to, when nothing is open.
     pub fn finish_if_closed(&self) {
         let pools = self.pools.borrow();
-        let pools_closed = pools
-            .values()
-            .all(|entry| matches!(entry.state, PoolState::Waiting));
+        let pools_closed = pools.values().all(|entry| entry.life.is_waiting());
         if pools_closed && self.eras_are_closed() && self.origins_are_closed() {
             self.stopped.borrow_mut().clear();
         }
     }
 
+    fn has_target(&self, name: &str) -> bool {
+        self.pools.borrow().contains_key(name)
+            || self.eras.borrow().contains_key(name)
+            || self.has_origin(name)
+            || self.origin_of(name).is_some()
+    }
+
+    /// Refuses the name of a target and its bdev that something has already.
+    pub fn check_free(&self, name: &str) -> Result<(), RpcError> {
+        match self.has_target(name) || base::exists(name) {
+            false => Ok(()),
+            true => Err(taken(name)),
+        }
+    }
+
     /// Declares a pool that is not open yet.
     pub fn declare(&self, params: ThinPoolCreate) -> Result<(), RpcError> {
-        if self.eras.borrow().contains_key(&params.name) {
-            return Err(RpcError::new(
-                Errno::EEXIST,
-                format!(
-                    "there is an era target '{}' already; choose another name",
-                    params.name
-                ),
-            ));
-        }
-        if self.has_origin(&params.name) || self.origin_of(&params.name).is_some() {
-            return Err(RpcError::new(
-                Errno::EEXIST,
-                format!(
-                    "there is an origin or snapshot '{}' already; choose another name",
-                    params.name
-                ),
-            ));
+        if self.has_target(&params.name) {
+            return Err(taken(&params.name));
         }
         let mut pools = self.pools.borrow_mut();
-        if pools.contains_key(&params.name) {
-            return Err(RpcError::new(
-                Errno::EEXIST,
-                format!(
-                    "there is a pool '{}' already; choose another name",
-                    params.name
-                ),
-            ));
-        }
         pools.insert(
             params.name.clone(),
             PoolEntry {
                 params,
-                state: PoolState::Waiting,
-                failure: None,
-                closing: false,
-                bases: Vec::new(),
-                waiters: Vec::new(),
+                life: Life::default(),
             },
         );
         Ok(())
     }
+}
+
+fn taken(name: &str) -> RpcError {
+    RpcError::new(
+        Errno::EEXIST,
+        format!(
+            "there is a bdev, pool, era target, origin or snapshot '{name}' already; choose another name"
+        ),
+    )
 }
 
 /// The refusal for an unknown pool.

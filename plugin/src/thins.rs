@@ -2,7 +2,7 @@
 
 use crate::devices::DataBdev;
 use crate::host::{ALWAYS_TAKEN, PoolChannel};
-use crate::registry::{PoolState, Registry, ThinEntry, call, registry};
+use crate::registry::{OpenPool, Registry, ThinEntry, call, registry};
 use bdev::channel::VolumeHandle;
 use bdev::device::DataDeviceRef;
 use bdev::errno::Errno;
@@ -141,7 +141,7 @@ impl Registry {
         let pools = self.pools.borrow();
         let is_open = |pool: &str| {
             let entry = pools.get(pool);
-            entry.is_some_and(|entry| matches!(entry.state, PoolState::Open(_)))
+            entry.is_some_and(|entry| entry.life.target().is_some())
         };
         self.thins
             .borrow()
@@ -175,30 +175,23 @@ impl Registry {
             })?;
             (vbdev, thin.params.pool.clone(), thin.params.id)
         };
-        let open = match self.pools.borrow().get(&pool).map(|entry| &entry.state) {
-            Some(PoolState::Open(open)) => Some(open.clone()),
-            _ => None,
-        };
-        if let Some(open) = open {
+        if let Some(open) = self.open_pool_of(&pool) {
             open.pool.begin_deactivation(id);
         }
         vbdev.unregister().await;
         Ok(())
     }
 
+    /// A pool that is open, also when it is to close.
+    fn open_pool_of(&self, pool: &str) -> Option<Rc<OpenPool>> {
+        let pools = self.pools.borrow();
+        pools.get(pool)?.life.target().cloned()
+    }
+
     /// Called when all channels of a thin bdev are gone, whoever unregistered it.
     async fn destructed(self: Rc<Self>, params: ThinActivate, done: Destructed) {
         let name = params.bdev_name();
-        let open = match self
-            .pools
-            .borrow()
-            .get(&params.pool)
-            .map(|entry| &entry.state)
-        {
-            Some(PoolState::Open(open)) => Some(open.clone()),
-            _ => None,
-        };
-        if let Some(open) = open
+        if let Some(open) = self.open_pool_of(&params.pool)
             && let Err(error) = open.pool.deactivate(params.id).await
         {
             log::error!("bdev '{name}': {error}");

@@ -11,10 +11,10 @@ mod snap;
 mod vbdev;
 
 use crate::bases::{self, BaseClosed};
+use crate::life::{self, Life};
 use crate::registry::{Registry, call};
 use bdev::era::{Era, EraStatus, EraTargetError};
 use bdev::errno::Errno;
-use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::dispatch::Answer;
 use rpc::params::EraCreate;
@@ -39,43 +39,26 @@ pub struct OpenEra {
     dropping: Cell<bool>,
 }
 
-enum EraState {
-    Waiting,
-    Opening,
-    Open(Rc<OpenEra>),
-    Closing,
-}
-
 /// A declared era target.
 pub struct EraEntry {
     /// As declared.
     pub params: EraCreate,
-    state: EraState,
-    /// Why it is not open, if an attempt failed or a base bdev went.
-    failure: Option<String>,
-    /// It is to close, or not to be opened after all.
-    closing: bool,
+    life: Life<OpenEra>,
     /// It is not to be opened again.
     deleting: bool,
     /// While it is registered; taken by who unregisters it.
     vbdev: Option<Vbdev>,
-    bases: Vec<BaseClosed>,
-    /// Dropped when it is no longer being opened.
-    waiters: Vec<oneshot::Sender<()>>,
 }
 
 impl EraEntry {
     /// Its size; 0 when that is the origin's, which is not known.
     pub fn nr_sectors(&self) -> u64 {
-        match (&self.state, self.params.size_sectors) {
-            (_, Some(sectors)) => sectors,
-            (EraState::Open(open), None) => nr_sectors(&open.origin),
-            _ => 0,
-        }
+        let of_origin = || self.life.target().map(|open| nr_sectors(&open.origin));
+        self.params.size_sectors.or_else(of_origin).unwrap_or(0)
     }
 
     fn can_open(&self) -> bool {
-        matches!(self.state, EraState::Waiting)
+        self.life.is_waiting()
             && base::exists(&self.params.metadata_bdev)
             && base::exists(&self.params.origin_bdev)
     }
@@ -97,11 +80,8 @@ fn no_era(name: &str) -> RpcError {
     )
 }
 
-fn busy(name: &str) -> RpcError {
-    RpcError::new(
-        Errno::EBUSY,
-        format!("era '{name}' is being opened or closed; try again"),
-    )
+fn whose(name: &str) -> String {
+    format!("era '{name}'")
 }
 
 impl OpenEra {
@@ -115,28 +95,12 @@ impl Registry {
     /// Declares an era target, and opens it unless it may wait for its base bdevs.
     pub async fn create_era(self: &Rc<Self>, params: EraCreate) -> Answer {
         let (name, wait) = (params.name.clone(), params.wait);
-        if self.pools.borrow().contains_key(&name)
-            || self.eras.borrow().contains_key(&name)
-            || self.has_origin(&name)
-            || self.origin_of(&name).is_some()
-            || base::exists(&name)
-        {
-            return Err(RpcError::new(
-                Errno::EEXIST,
-                format!(
-                    "there is a bdev, pool, era target, origin or snapshot '{name}' already; choose another name"
-                ),
-            ));
-        }
+        self.check_free(&name)?;
         let entry = EraEntry {
             params,
-            state: EraState::Waiting,
-            failure: None,
-            closing: false,
+            life: Life::default(),
             deleting: false,
             vbdev: None,
-            bases: Vec::new(),
-            waiters: Vec::new(),
         };
         let ready = entry.can_open();
         self.eras.borrow_mut().insert(name.clone(), entry);
@@ -156,23 +120,20 @@ impl Registry {
         let vbdev = {
             let mut eras = self.eras.borrow_mut();
             let entry = eras.get_mut(name).ok_or_else(|| no_era(name))?;
-            match entry.state {
-                EraState::Waiting => {
-                    eras.remove(name);
-                    return Ok(());
-                }
-                EraState::Open(_) if !entry.closing => {}
-                _ => return Err(busy(name)),
+            if entry.life.is_waiting() {
+                eras.remove(name);
+                return Ok(());
             }
-            let vbdev = entry.vbdev.take().ok_or_else(|| busy(name))?;
-            entry.closing = true;
-            entry.failure = None;
+            let busy = || life::busy(&whose(name));
+            entry.life.open().ok_or_else(busy)?;
+            let vbdev = entry.vbdev.take().ok_or_else(busy)?;
+            entry.life.set_closing(None);
             entry.deleting = true;
             vbdev
         };
         vbdev.unregister().await;
         let entry = self.eras.borrow_mut().remove(name);
-        match entry.and_then(|entry| entry.failure) {
+        match entry.as_ref().and_then(|entry| entry.life.failure()) {
             Some(failure) => Err(RpcError::new(Errno::EIO, failure)),
             None => Ok(()),
         }
@@ -182,22 +143,13 @@ impl Registry {
     pub fn use_era(&self, name: &str) -> Result<Rc<OpenEra>, RpcError> {
         let eras = self.eras.borrow();
         let entry = eras.get(name).ok_or_else(|| no_era(name))?;
-        match &entry.state {
-            EraState::Open(open) if !entry.closing => Ok(open.clone()),
-            EraState::Waiting => Err(RpcError::new(
-                Errno::ENODEV,
-                format!(
-                    "era '{name}' is waiting for bdevs '{}' and '{}'{}",
-                    entry.params.metadata_bdev,
-                    entry.params.origin_bdev,
-                    entry
-                        .failure
-                        .as_ref()
-                        .map_or_else(String::new, |why| format!("; it last failed: {why}"))
-                ),
-            )),
-            _ => Err(busy(name)),
-        }
+        entry.life.use_open(
+            &whose(name),
+            &format!(
+                "bdevs '{}' and '{}'",
+                entry.params.metadata_bdev, entry.params.origin_bdev
+            ),
+        )
     }
 
     /// Begins a new era and returns it.
@@ -213,15 +165,10 @@ impl Registry {
             let entry = eras.get(name).ok_or_else(|| no_era(name))?;
             json!({
                 "name": name,
-                "state": match entry.state {
-                    EraState::Waiting => "waiting",
-                    EraState::Opening => "opening",
-                    EraState::Open(_) => "open",
-                    EraState::Closing => "closing",
-                },
+                "state": entry.life.word(),
                 "metadata_bdev": entry.params.metadata_bdev,
                 "origin_bdev": entry.params.origin_bdev,
-                "failure": entry.failure,
+                "failure": entry.life.failure(),
             })
         };
         if let Ok(open) = self.use_era(name) {
@@ -247,17 +194,14 @@ impl Registry {
     /// Whether none is open, or on its way to or from it.
     pub fn eras_are_closed(&self) -> bool {
         let eras = self.eras.borrow();
-        eras.values()
-            .all(|entry| matches!(entry.state, EraState::Waiting))
+        eras.values().all(|entry| entry.life.is_waiting())
     }
 
     /// The calls that declare those again that are not open; the others are written with the bdevs, after
     /// those they need.
     pub fn waiting_eras_config(&self) -> Vec<String> {
         let eras = self.eras.borrow();
-        let waiting = eras
-            .values()
-            .filter(|entry| !matches!(entry.state, EraState::Open(_)));
+        let waiting = eras.values().filter(|entry| entry.life.target().is_none());
         waiting
             .map(|entry| call("era_create", &saved(&entry.params)))
             .collect()
@@ -270,18 +214,11 @@ impl Registry {
             let Some(entry) = eras.get_mut(name) else {
                 return;
             };
-            if entry.closing || matches!(entry.state, EraState::Waiting | EraState::Closing) {
+            if !entry.life.base_removed(&whose(name), bdev) {
                 return;
             }
-            entry.closing = true;
-            entry.failure = Some(format!(
-                "era '{name}': bdev '{bdev}' was removed; the era target opens again when it is back"
-            ));
             entry.vbdev.take()
         };
-        log::warn!(
-            "era '{name}': bdev '{bdev}' is being removed; the target closes until it is back"
-        );
         if let Some(vbdev) = vbdev {
             vbdev.unregister().await;
         }
@@ -313,11 +250,11 @@ impl Registry {
                 return drop(done);
             };
             entry.vbdev = None;
-            entry.closing = true;
-            match std::mem::replace(&mut entry.state, EraState::Closing) {
-                EraState::Open(open) => (open, std::mem::take(&mut entry.bases)),
-                other => {
-                    entry.state = other;
+            match entry.life.begin_closing() {
+                Some(closing) => closing,
+                None => {
+                    // It will find out that it is not wanted.
+                    entry.life.note_closing();
                     return drop(done);
                 }
             }
@@ -328,11 +265,9 @@ impl Registry {
             let mut eras = self.eras.borrow_mut();
             match eras.get_mut(&name) {
                 Some(entry) => {
-                    entry.state = EraState::Waiting;
-                    entry.closing = false;
-                    if let Err(error) = closed {
-                        entry.failure = Some(error.to_string());
-                    }
+                    entry
+                        .life
+                        .closed(closed.err().map(|error| error.to_string()));
                     entry.can_open() && !entry.deleting
                 }
                 None => false,
@@ -362,7 +297,7 @@ async fn close(
         log::error!("{error}");
     }
     drop(open);
-    bases::wait_closed(&format!("era '{name}'"), bases).await;
+    bases::wait_closed(&whose(name), bases).await;
     closed
 }
 

@@ -2,17 +2,17 @@
 //! registered.
 
 use super::vbdev::EraDriver;
-use super::{EraState, OpenEra, close, no_era, nr_sectors, refuse};
+use super::{OpenEra, close, no_era, nr_sectors, refuse, whose};
 use crate::bases::{self, Base, BaseClosed, MAX_CACHE_MIB, MIN_METADATA_BYTES};
 use crate::devices::{DataBdev, MetadataBdev};
 use crate::host::SpdkRuntime;
+use crate::life;
 use crate::registry::Registry;
 use bdev::era::{Era, EraConfig};
 use bdev::errno::Errno;
-use futures::channel::oneshot;
 use rpc::RpcError;
 use rpc::params::EraCreate;
-use spdk::base::{Event, IoKind};
+use spdk::base::IoKind;
 use spdk::vbdev::{Params, Vbdev};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -23,26 +23,17 @@ impl Registry {
         let params = {
             let mut eras = self.eras.borrow_mut();
             let entry = eras.get_mut(name).ok_or_else(|| no_era(name))?;
-            if !matches!(entry.state, EraState::Waiting) {
+            if !entry.life.begin_opening() {
                 return Ok(());
             }
-            entry.state = EraState::Opening;
-            entry.closing = false;
-            entry.failure = None;
             entry.params.clone()
         };
         let result = self.open_and_register(&params).await;
-        let waiters = {
-            let mut eras = self.eras.borrow_mut();
-            let entry = eras.get_mut(name).ok_or_else(|| no_era(name))?;
-            if let Err(error) = &result {
-                entry.state = EraState::Waiting;
-                entry.closing = false;
-                entry.failure.get_or_insert_with(|| error.message.clone());
-            }
-            std::mem::take(&mut entry.waiters)
-        };
-        drop(waiters);
+        if let Err(error) = &result
+            && let Some(entry) = self.eras.borrow_mut().get_mut(name)
+        {
+            drop(entry.life.not_opened(&error.message));
+        }
         self.finish_if_closed();
         result
     }
@@ -52,14 +43,12 @@ impl Registry {
         let (open, bases) = self.try_open_era(params).await?;
         let wanted = {
             let eras = self.eras.borrow();
-            eras.get(name).is_some_and(|entry| !entry.closing)
+            eras.get(name)
+                .is_some_and(|entry| !entry.life.is_to_close())
         };
         let registered = match wanted && !self.is_stopping() {
             true => register(params, &open),
-            false => Err(RpcError::new(
-                Errno::ENODEV,
-                format!("era '{name}': a base bdev was removed while it was being opened"),
-            )),
+            false => Err(life::removed_meanwhile(&whose(name))),
         };
         let vbdev = match registered {
             Ok(vbdev) => vbdev,
@@ -71,9 +60,8 @@ impl Registry {
         };
         let mut eras = self.eras.borrow_mut();
         let entry = eras.get_mut(name).ok_or_else(|| no_era(name))?;
-        entry.state = EraState::Open(open);
+        drop(entry.life.opened(open, bases));
         entry.vbdev = Some(vbdev);
-        entry.bases = bases;
         log::info!("era '{name}' is open");
         Ok(())
     }
@@ -135,42 +123,30 @@ impl Registry {
         bdev: &str,
         needed_bytes: u64,
     ) -> Result<Base, RpcError> {
-        let registry = Rc::downgrade(self);
-        let (era, removed) = (params.name.clone(), bdev.to_owned());
-        let events = move |event| {
-            let Some(registry) = registry.upgrade() else {
-                return;
-            };
-            let (era, bdev) = (era.clone(), removed.clone());
-            match event {
-                Event::Remove => {
-                    spdk::executor::spawn(async move {
-                        registry.era_base_removed(&era, &bdev).await;
-                    });
-                }
-                Event::Resize => {
-                    spdk::executor::spawn(async move { registry.era_base_resized(&era).await });
-                }
-                Event::Other => {}
-            }
-        };
-        let owner = format!("era '{}'", params.name);
-        bases::take(&owner, bdev, needed_bytes, events)
+        let name = params.name.clone();
+        let (era, removed) = (name.clone(), bdev.to_owned());
+        let events = life::follow(
+            self,
+            move |registry| {
+                let (era, bdev) = (era.clone(), removed.clone());
+                async move { registry.era_base_removed(&era, &bdev).await }
+            },
+            move |registry| {
+                let era = name.clone();
+                async move { registry.era_base_resized(&era).await }
+            },
+        );
+        bases::take(&whose(&params.name), bdev, needed_bytes, events)
     }
 
     /// Waits while a target is being opened.
     pub async fn wait_era_opening(&self, name: &str) {
         let opening = {
             let mut eras = self.eras.borrow_mut();
-            match eras.get_mut(name) {
-                Some(entry) if matches!(entry.state, EraState::Opening) => {
-                    let (tx, rx) = oneshot::channel();
-                    entry.waiters.push(tx);
-                    rx
-                }
-                _ => return,
-            }
+            eras.get_mut(name)
+                .and_then(|entry| entry.life.wait_opening())
         };
+        let Some(opening) = opening else { return };
         // Ends when the sender is dropped.
         let _ = opening.await;
     }

@@ -1,7 +1,7 @@
 //! Snapshots are made, opened, and given the store of another.
 
 use super::opening::check_settled;
-use super::{OriginState, SnapEntry, What, config, no_snapshot, refuse};
+use super::{SnapEntry, What, config, no_snapshot, refuse};
 use crate::registry::Registry;
 use bdev::errno::Errno;
 use bdev::snapshot::SnapshotError;
@@ -59,7 +59,7 @@ impl Registry {
         let mut origins = self.origins.borrow_mut();
         let found = origins.get_mut(origin).ok_or_else(|| no_snapshot(origin))?;
         check_settled(found)?;
-        let is_waiting = matches!(found.state, OriginState::Waiting);
+        let is_waiting = found.life.is_waiting();
         if is_waiting && !wait {
             drop(origins);
             return self.use_origin(origin).map(|_| false);
@@ -96,7 +96,7 @@ impl Registry {
         let Some((user, snapshot)) = users.first() else {
             return Ok(None);
         };
-        let is_waiting = matches!(entry.state, OriginState::Waiting);
+        let is_waiting = entry.life.is_waiting();
         let has_store = matches!(snapshot.what, What::Snapshot(_)) && !snapshot.handed_over;
         let hands_over = has_store && users.len() == 1;
         match hands_over && !is_waiting {

@@ -1,8 +1,9 @@
 //! Snapshots, merges that have ended, and origins are taken out of service for good.
 
+use super::bdevs::Whose;
 use super::opening::check_settled;
-use super::vbdev::Whose;
-use super::{OriginState, What, busy, no_snapshot, refuse};
+use super::{What, no_snapshot, refuse, whose};
+use crate::life;
 use crate::registry::Registry;
 use bdev::errno::Errno;
 use bdev::snapshot::SnapshotError;
@@ -34,12 +35,12 @@ impl Registry {
                     ),
                 ));
             }
-            if matches!(entry.state, OriginState::Waiting) {
+            if entry.life.is_waiting() {
                 origins.remove(name);
                 return Ok(());
             }
-            let vbdev = entry.vbdev.take().ok_or_else(|| busy(name))?;
-            entry.closing = true;
+            let vbdev = entry.vbdev.take().ok_or_else(|| life::busy(&whose(name)))?;
+            entry.life.note_closing();
             entry.deleting = true;
             vbdev
         };
@@ -56,7 +57,7 @@ impl Registry {
             let mut origins = self.origins.borrow_mut();
             let entry = origins.get_mut(origin).ok_or_else(|| no_snapshot(name))?;
             check_settled(entry)?;
-            let is_waiting = matches!(entry.state, OriginState::Waiting);
+            let is_waiting = entry.life.is_waiting();
             let open = entry.open().cloned();
             let snapshot = entry
                 .snapshots
@@ -121,7 +122,9 @@ impl Registry {
 
     /// Called when all channels of a bdev are gone, whoever unregistered it.
     pub async fn snapshot_bdev_gone(self: Rc<Self>, whose: Whose, done: Destructed) {
-        let Whose { origin, snapshot } = whose;
+        let Whose {
+            origin, snapshot, ..
+        } = whose;
         let closes = {
             let mut origins = self.origins.borrow_mut();
             let Some(entry) = origins.get_mut(&origin) else {
@@ -154,8 +157,8 @@ impl Registry {
     }
 
     fn should_close(&self, entry: &super::OriginEntry) -> bool {
-        matches!(entry.state, OriginState::Open(_))
-            && (entry.closing || self.is_stopping())
+        entry.life.target().is_some()
+            && (entry.life.is_to_close() || self.is_stopping())
             && !entry.is_any_registered()
     }
 
@@ -169,7 +172,9 @@ impl Registry {
             let entry = origins.get_mut(name);
             entry.is_some_and(|entry| {
                 let still = self.should_close(entry);
-                entry.closing |= still;
+                if still {
+                    entry.life.note_closing();
+                }
                 still
             })
         };

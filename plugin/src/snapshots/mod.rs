@@ -10,52 +10,40 @@
 //!
 //! What changes an origin's snapshots is done one at a time, under [`OriginEntry`]'s lock.
 
+mod bdevs;
 mod creating;
 mod deleting;
-mod device;
-mod host;
 mod merging;
 mod opening;
 mod removal;
 mod service;
 mod status;
-mod vbdev;
 
 use crate::bases::BaseClosed;
 use crate::devices::Buffers;
+use crate::held_bdev::HeldBdev;
+use crate::life::Life;
+use crate::moving_bases::MovingBases;
 use crate::registry::{Registry, call};
 use bdev::errno::Errno;
-use bdev::snapshot::{Origin, SnapshotConfig, SnapshotError, StoreKind};
+use bdev::snapshot::{Origin, SnapshotConfig, SnapshotError, SnapshotTarget, StoreKind};
 use bdev::target::BaseId;
-use device::HeldBdev;
 use futures::lock::Mutex;
-use host::{Bases, SnapshotChannel};
 use rpc::RpcError;
 use rpc::params::{SnapshotCreate, SnapshotMerge, SnapshotOriginCreate};
 use spdk::base::{self, Descriptor};
-use spdk::io_device::IoDevice;
 use spdk::vbdev::Vbdev;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
 /// An origin target that is open.
 pub struct OpenOrigin {
     origin: Rc<Origin>,
     device: Rc<HeldBdev>,
     base: Descriptor,
-    channels: Arc<IoDevice<SnapshotChannel>>,
-    bases: Bases,
+    bases: MovingBases<SnapshotTarget>,
     /// For copies.
     buffers: Rc<Buffers>,
-}
-
-enum OriginState {
-    Waiting,
-    /// With what is open so far.
-    Opening(Option<Rc<OpenOrigin>>),
-    Open(Rc<OpenOrigin>),
-    Closing,
 }
 
 /// What a COW bdev is used for.
@@ -141,11 +129,9 @@ impl SnapEntry {
 /// A declared origin target.
 pub struct OriginEntry {
     params: SnapshotOriginCreate,
-    state: OriginState,
-    /// Why it is not open, if an attempt failed or a base bdev went.
-    failure: Option<String>,
-    /// It is to close, or not to be opened after all.
-    closing: bool,
+    life: Life<OpenOrigin>,
+    /// What is open so far while it is being opened.
+    half_open: Option<Rc<OpenOrigin>>,
     /// It is not to be opened again.
     deleting: bool,
     vbdev: Option<Vbdev>,
@@ -169,7 +155,7 @@ impl OriginEntry {
     }
 
     fn can_open(&self) -> bool {
-        matches!(self.state, OriginState::Waiting) && !self.deleting && self.missing().is_empty()
+        self.life.is_waiting() && !self.deleting && self.missing().is_empty()
     }
 
     fn is_any_registered(&self) -> bool {
@@ -177,10 +163,7 @@ impl OriginEntry {
     }
 
     fn open(&self) -> Option<&Rc<OpenOrigin>> {
-        match &self.state {
-            OriginState::Open(open) if !self.closing => Some(open),
-            _ => None,
-        }
+        self.life.open()
     }
 }
 
@@ -200,11 +183,8 @@ fn no_snapshot(name: &str) -> RpcError {
     )
 }
 
-fn busy(name: &str) -> RpcError {
-    RpcError::new(
-        Errno::EBUSY,
-        format!("origin '{name}' is being opened or closed; try again"),
-    )
+fn whose(name: &str) -> String {
+    format!("origin '{name}'")
 }
 
 /// A snapshot as the engine wants it. Its length is given, so that it stays when the origin grows.
@@ -233,24 +213,6 @@ impl Registry {
         self.origins.borrow().contains_key(name)
     }
 
-    /// Refuses a name that something has already.
-    fn check_free(&self, name: &str) -> Result<(), RpcError> {
-        let taken = self.pools.borrow().contains_key(name)
-            || self.eras.borrow().contains_key(name)
-            || self.has_origin(name)
-            || self.origin_of(name).is_some()
-            || base::exists(name);
-        match taken {
-            false => Ok(()),
-            true => Err(RpcError::new(
-                Errno::EEXIST,
-                format!(
-                    "there is a bdev, pool, era target, origin or snapshot '{name}' already; choose another name"
-                ),
-            )),
-        }
-    }
-
     /// The origin target on a bdev, for table lines, which name that.
     pub fn origin_on(&self, origin_bdev: &str) -> Option<String> {
         let origins = self.origins.borrow();
@@ -270,21 +232,8 @@ impl Registry {
     fn use_origin(&self, name: &str) -> Result<Rc<OpenOrigin>, RpcError> {
         let origins = self.origins.borrow();
         let entry = origins.get(name).ok_or_else(|| no_snapshot(name))?;
-        match (&entry.state, entry.open()) {
-            (_, Some(open)) => Ok(open.clone()),
-            (OriginState::Waiting, _) => Err(RpcError::new(
-                Errno::ENODEV,
-                format!(
-                    "origin '{name}' is waiting for its bdevs ({}){}",
-                    entry.missing().join(", "),
-                    entry
-                        .failure
-                        .as_ref()
-                        .map_or_else(String::new, |why| format!("; it last failed: {why}"))
-                ),
-            )),
-            _ => Err(busy(name)),
-        }
+        let waits_for = format!("its bdevs ({})", entry.missing().join(", "));
+        entry.life.use_open(&whose(name), &waits_for)
     }
 
     /// Declared origins whose base bdevs are all there.
@@ -297,9 +246,7 @@ impl Registry {
     /// Whether none is open, or on its way to or from it.
     pub fn origins_are_closed(&self) -> bool {
         let origins = self.origins.borrow();
-        origins
-            .values()
-            .all(|entry| matches!(entry.state, OriginState::Waiting))
+        origins.values().all(|entry| entry.life.is_waiting())
     }
 
     /// The calls that declare origins, snapshots and merges again.

@@ -1,26 +1,25 @@
 //! Opening an origin with all that was declared of it, and closing it.
 
-use super::device::HeldBdev;
-use super::host::Bases;
-use super::vbdev::{SnapshotDriver, Whose};
-use super::{Cow, OpenOrigin, OriginEntry, OriginState, What, busy, no_snapshot, nr_sectors};
+use super::bdevs::{SnapshotDriver, Whose};
+use super::{Cow, OpenOrigin, OriginEntry, What, no_snapshot, nr_sectors, whose};
 use crate::bases::{self, Base, MAX_CACHE_MIB};
 use crate::devices::Buffers;
+use crate::held_bdev::HeldBdev;
 use crate::host::SpdkRuntime;
-use crate::registry::{Registry, call};
+use crate::life::{self, Life};
+use crate::moving_bases::MovingBases;
+use crate::registry::Registry;
 use bdev::errno::Errno;
 use bdev::snapshot::map::ORIGIN;
 use bdev::snapshot::{Origin, OriginConfig, SnapshotEvent};
 use rpc::RpcError;
 use rpc::dispatch::Answer;
-use rpc::params::{SnapshotOriginCreate, SnapshotStatus};
+use rpc::params::SnapshotOriginCreate;
 use serde_json::json;
-use spdk::base::{Event, IoKind};
-use spdk::io_device::IoDevice;
+use spdk::base::IoKind;
 use spdk::vbdev::{Params, Vbdev};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
 impl Registry {
     /// Declares an origin target, and opens it unless it may wait for its bdevs.
@@ -34,9 +33,8 @@ impl Registry {
         }
         let entry = OriginEntry {
             params,
-            state: OriginState::Waiting,
-            failure: None,
-            closing: false,
+            life: Life::default(),
+            half_open: None,
             deleting: false,
             vbdev: None,
             registered: false,
@@ -64,12 +62,9 @@ impl Registry {
         let params = {
             let mut origins = self.origins.borrow_mut();
             let entry = origins.get_mut(name).ok_or_else(|| no_snapshot(name))?;
-            if !matches!(entry.state, OriginState::Waiting) {
+            if !entry.life.begin_opening() {
                 return Ok(());
             }
-            entry.state = OriginState::Opening(None);
-            entry.closing = false;
-            entry.failure = None;
             entry.params.clone()
         };
         let mut result = self.open_all(&params).await;
@@ -78,17 +73,15 @@ impl Registry {
             let mut origins = self.origins.borrow_mut();
             let entry = origins.get_mut(name).ok_or_else(|| no_snapshot(name))?;
             match &result {
-                Ok(open) if !entry.closing => entry.state = OriginState::Open(open.clone()),
-                Ok(_) => {
-                    result = Err(RpcError::new(
-                        Errno::ENODEV,
-                        format!(
-                            "origin '{name}': a base bdev was removed while it was being opened"
-                        ),
-                    ));
-                    unwanted = entry.failure.clone();
+                Ok(open) if !entry.life.is_to_close() => {
+                    entry.half_open = None;
+                    drop(entry.life.opened(open.clone(), Vec::new()));
                 }
-                Err(_) => entry.closing = true,
+                Ok(_) => {
+                    result = Err(life::removed_meanwhile(&whose(name)));
+                    unwanted = entry.life.failure().map(str::to_owned);
+                }
+                Err(_) => entry.life.note_closing(),
             }
         }
         if let Err(error) = &result {
@@ -97,7 +90,7 @@ impl Registry {
             self.close_all(name).await;
             let failure = unwanted.unwrap_or_else(|| error.message.clone());
             if let Some(entry) = self.origins.borrow_mut().get_mut(name) {
-                entry.failure = Some(failure);
+                entry.life.closed(Some(failure));
             }
         }
         drop(alone);
@@ -114,7 +107,7 @@ impl Registry {
         let declared: Vec<String> = {
             let mut origins = self.origins.borrow_mut();
             let entry = origins.get_mut(name).ok_or_else(|| no_snapshot(name))?;
-            entry.state = OriginState::Opening(Some(open.clone()));
+            entry.half_open = Some(open.clone());
             let declared = entry.snapshots.iter().filter(|(_, s)| s.is_declared());
             // A merge comes last: the others must not miss what it changes.
             let (mut snapshots, merges): (Vec<_>, Vec<_>) =
@@ -147,31 +140,24 @@ impl Registry {
         params: &SnapshotOriginCreate,
     ) -> Result<Rc<OpenOrigin>, RpcError> {
         let name = &params.name;
-        let registry = Rc::downgrade(self);
         let (target, removed) = (name.clone(), params.origin_bdev.clone());
-        let events = move |event| {
-            let Some(registry) = registry.upgrade() else {
-                return;
-            };
-            let (target, bdev) = (target.clone(), removed.clone());
-            match event {
-                Event::Remove => {
-                    spdk::executor::spawn(async move {
-                        registry.origin_bdev_removed(&target, &bdev).await;
-                    });
-                }
-                Event::Resize => {
-                    spdk::executor::spawn(async move { registry.origin_resized(&target).await });
-                }
-                Event::Other => {}
-            }
-        };
-        let owner = format!("origin '{name}'");
+        let resized = name.clone();
+        let events = life::follow(
+            self,
+            move |registry| {
+                let (target, bdev) = (target.clone(), removed.clone());
+                async move { registry.origin_bdev_removed(&target, &bdev).await }
+            },
+            move |registry| {
+                let target = resized.clone();
+                async move { registry.origin_resized(&target).await }
+            },
+        );
         let Base {
             desc,
             channel,
             closed,
-        } = bases::take(&owner, &params.origin_bdev, 512, events)?;
+        } = bases::take(&whose(name), &params.origin_bdev, 512, events)?;
         let info = desc.info();
         if let Some(sectors) = params.size_sectors
             && (sectors > nr_sectors(&desc)
@@ -193,10 +179,7 @@ impl Registry {
         let flushes = info.supports(IoKind::Flush);
         let origin = Origin::open(config, SpdkRuntime::new(), device.clone(), flushes)
             .map_err(|error| RpcError::new(error.errno(), format!("origin '{name}': {error}")))?;
-        let bases = Bases::default();
-        bases.set(ORIGIN, desc.clone());
-        let (maker, owner) = (bases.clone(), origin.owner_queue());
-        let channels = IoDevice::register(name, move || maker.channel(owner.clone()))
+        let bases = MovingBases::new(name, origin.owner_queue(), [(ORIGIN, desc.clone())])
             .ok_or_else(|| RpcError::new(Errno::ENOMEM, "out of memory"))?;
         let target = name.clone();
         origin
@@ -208,7 +191,6 @@ impl Registry {
             origin,
             device,
             base: desc,
-            channels: Arc::new(channels),
             bases,
             buffers,
         }))
@@ -237,12 +219,12 @@ impl Registry {
             let Some(entry) = origins.get_mut(name) else {
                 return;
             };
-            let before = std::mem::replace(&mut entry.state, OriginState::Closing);
-            let was_open = matches!(before, OriginState::Open(_));
-            let open = match before {
-                OriginState::Open(open) | OriginState::Opening(Some(open)) => Some(open),
-                _ => None,
-            };
+            let before = entry.life.begin_closing();
+            let was_open = before.is_some();
+            if !was_open {
+                entry.life.give_up();
+            }
+            let open = before.map(|(open, _)| open).or(entry.half_open.take());
             entry.snapshots.retain(|_, snapshot| !snapshot.handed_over);
             for (snapshot_name, snapshot) in &mut entry.snapshots {
                 // What it has missed by now must not be forgotten.
@@ -267,17 +249,16 @@ impl Registry {
                 log::error!("{error}");
             }
             open.device.detach();
-            open.bases.clear_all();
+            open.bases.close();
         }
         let mut bases: Vec<_> = closed.into_iter().collect();
         for cow in cows {
             cow.device.detach();
             bases.extend(cow.closed);
         }
-        bases::wait_closed(&format!("origin '{name}'"), bases).await;
+        bases::wait_closed(&whose(name), bases).await;
         if let Some(entry) = self.origins.borrow_mut().get_mut(name) {
-            entry.state = OriginState::Waiting;
-            entry.closing = false;
+            entry.life.closed(None);
         }
         log::info!("origin '{name}' is closed");
     }
@@ -287,7 +268,7 @@ impl Registry {
         let is_opening = {
             let origins = self.origins.borrow();
             let entry = origins.get(name);
-            entry.is_some_and(|entry| matches!(entry.state, OriginState::Opening(_)))
+            entry.is_some_and(|entry| entry.life.is_opening())
         };
         if is_opening && let Ok(lock) = self.origin_lock(name) {
             drop(lock.lock().await);
@@ -329,21 +310,14 @@ fn register_origin(
         },
         SnapshotDriver::new(
             open.origin.volume().clone(),
-            open.channels.clone(),
-            info.supports(IoKind::Unmap),
+            open.bases.channels(),
+            // Zeroes come as writes, as in the kernel: SPDK makes them, in pieces.
+            taken(info.supports(IoKind::Unmap)),
             Whose {
                 origin: params.name.clone(),
                 snapshot: None,
+                info: json!({ "origin_bdev": params.origin_bdev }).to_string(),
             },
-            json!({ "origin_bdev": params.origin_bdev }).to_string(),
-            // What follows in a configuration may need it, and the snapshots.
-            call(
-                "snapshot_status",
-                &SnapshotStatus {
-                    name: Some(params.name.clone()),
-                    wait: true,
-                },
-            ),
         ),
     )
     .map_err(|errno| {
@@ -352,6 +326,14 @@ fn register_origin(
             format!("bdev '{}' cannot be registered", params.name),
         )
     })
+}
+
+/// The kinds of I/O a bdev takes beside what all do.
+pub(super) fn taken(discards: bool) -> u32 {
+    match discards {
+        true => IoKind::Unmap.bit(),
+        false => 0,
+    }
 }
 
 /// A notification's context: the origin, the snapshot, and what there is to say.
@@ -369,9 +351,8 @@ fn notification(origin: &str, event: &SnapshotEvent) -> String {
 
 /// While an origin is on its way.
 pub(super) fn check_settled(entry: &OriginEntry) -> Result<(), RpcError> {
-    match entry.state {
-        OriginState::Waiting => Ok(()),
-        OriginState::Open(_) if !entry.closing => Ok(()),
-        _ => Err(busy(&entry.params.name)),
+    match entry.life.is_waiting() || entry.life.open().is_some() {
+        true => Ok(()),
+        false => Err(life::busy(&whose(&entry.params.name))),
     }
 }

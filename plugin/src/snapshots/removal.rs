@@ -4,7 +4,7 @@
 //! the origin that it would need makes it invalid, which its header says as soon as it can be written. If
 //! there was none it goes on where it was.
 
-use super::{OriginState, What};
+use super::{What, whose};
 use crate::registry::Registry;
 use bdev::device::DataDevice;
 use bdev::errno::Errno;
@@ -20,17 +20,10 @@ impl Registry {
             let Some(entry) = origins.get_mut(name) else {
                 return;
             };
-            if entry.closing || matches!(entry.state, OriginState::Waiting | OriginState::Closing) {
+            if !entry.life.base_removed(&whose(name), bdev) {
                 return;
             }
-            entry.closing = true;
-            entry.failure = Some(format!(
-                "origin '{name}': bdev '{bdev}' was removed; the origin opens again when it is back"
-            ));
         }
-        log::warn!(
-            "origin '{name}': bdev '{bdev}' is being removed; origin and snapshots close until it is back"
-        );
         self.unregister_all(name).await;
         self.close_if_idle(name);
     }
@@ -44,9 +37,9 @@ impl Registry {
             // While the origin is being opened, everything closes again and waits for the bdev.
             let mut origins = self.origins.borrow_mut();
             if let Some(entry) = origins.get_mut(origin)
-                && matches!(entry.state, OriginState::Opening(_))
+                && entry.life.is_opening()
             {
-                entry.closing = true;
+                entry.life.note_closing();
                 return;
             }
         }

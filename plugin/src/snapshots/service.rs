@@ -1,9 +1,10 @@
 //! Snapshots and merges in service: their COW bdevs are taken and let go, their bdevs registered.
 
-use super::device::HeldBdev;
-use super::vbdev::{SnapshotDriver, Whose};
+use super::bdevs::{SnapshotDriver, Whose};
+use super::opening::taken;
 use super::{Cow, OpenOrigin, What, config, refuse};
 use crate::bases::{self, Base};
+use crate::held_bdev::HeldBdev;
 use crate::registry::Registry;
 use bdev::device::ByteDeviceRef;
 use bdev::errno::Errno;
@@ -15,8 +16,6 @@ use serde_json::json;
 use spdk::base::{Event, IoKind};
 use spdk::vbdev::{Params, Vbdev};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 impl Registry {
     /// Takes a declared snapshot or merge into service.
@@ -122,17 +121,7 @@ impl Registry {
             cow.device.clone()
         })?;
         device.attach(channel);
-        open.bases.set(number, desc.clone());
-        let failed = Arc::new(AtomicBool::new(false));
-        let noted = failed.clone();
-        open.channels
-            .for_each(move |channel| {
-                if !channel.engine.host().add(number, &desc) {
-                    noted.store(true, Ordering::Release);
-                }
-            })
-            .await;
-        if failed.load(Ordering::Acquire) {
+        if open.bases.add(number, desc).await.is_err() {
             self.detach(open, origin, name).await;
             return Err(RpcError::new(
                 Errno::ENOMEM,
@@ -153,14 +142,8 @@ impl Registry {
     /// Ends all I/O to a COW bdev and closes it.
     pub(super) async fn let_go(&self, open: &Rc<OpenOrigin>, cow: &mut Cow, name: &str) {
         let number = cow.number;
-        open.bases.clear(number);
-        open.channels
-            .for_each(move |channel| channel.engine.host().leave(number))
-            .await;
-        open.origin.drain().await;
-        open.channels
-            .for_each(|channel| channel.engine.host().let_go())
-            .await;
+        let drained = open.origin.drain();
+        open.bases.take_away(number, drained).await;
         cow.device.detach();
         let closed = cow.closed.take().into_iter().collect();
         bases::wait_closed(&format!("snapshot '{name}'"), closed).await;
@@ -199,14 +182,13 @@ impl Registry {
             },
             SnapshotDriver::new(
                 snapshot.volume().clone(),
-                open.channels.clone(),
-                config.discards.zeroes_cow,
+                open.bases.channels(),
+                taken(config.discards.zeroes_cow),
                 Whose {
                     origin: origin.to_owned(),
                     snapshot: Some(name.to_owned()),
+                    info: info.to_string(),
                 },
-                info.to_string(),
-                String::new(),
             ),
         );
         let vbdev = vbdev.map_err(|errno| {

@@ -1,6 +1,6 @@
 //! What origins, snapshots and merges say of themselves, in JSON and in device-mapper's words.
 
-use super::{OpenOrigin, OriginEntry, OriginState, SnapEntry, What, no_snapshot};
+use super::{OpenOrigin, OriginEntry, SnapEntry, What, no_snapshot};
 use crate::registry::Registry;
 use bdev::errno::Errno;
 use bdev::snapshot::table::SnapshotTable;
@@ -43,15 +43,9 @@ fn origin_json(name: &str, entry: &OriginEntry) -> Value {
     };
     let mut answer = json!({
         "name": name,
-        "state": match entry.state {
-            OriginState::Waiting => "waiting",
-            OriginState::Opening(_) => "opening",
-            OriginState::Open(_) if entry.closing => "closing",
-            OriginState::Open(_) => "open",
-            OriginState::Closing => "closing",
-        },
+        "state": entry.life.word(),
         "origin_bdev": entry.params.origin_bdev,
-        "failure": entry.failure,
+        "failure": entry.life.failure(),
         "missing_bdevs": entry.missing(),
         "snapshots": of_kind(false).collect::<Value>(),
         "merge": of_kind(true).next(),

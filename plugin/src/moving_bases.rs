@@ -1,89 +1,140 @@
-//! A core's way to an origin bdev and to the COW bdevs of its snapshots, which come and go.
+//! The base bdevs of a target where they come and go: the COW bdevs of an origin, the deltas of a chain.
 //!
-//! [`Bases`] knows them all; each core has its own channels to them. A COW bdev is made known to every core
+//! [`Bases`] knows them all; each core has its own channels to them. A bdev is made known to every core
 //! before the first I/O is mapped to it, and taken away in two steps: no core sends anything more, then,
 //! when nothing is under way, the channels go.
 
 use crate::host::TargetChannel;
 use bdev::channel::{Channel, Host, Ticket, ToOwner};
 use bdev::errno::Errno;
-use bdev::snapshot::SnapshotTarget;
-use bdev::snapshot::map::ORIGIN;
-use bdev::target::BaseId;
+use bdev::target::{BaseId, Target};
 use futures::channel::mpsc::UnboundedSender;
 use spdk::base::{BaseChannel, Descriptor};
+use spdk::io_device::IoDevice;
 use spdk::part::Part;
 use spdk::vbdev::BdevIo;
 use std::cell::{OnceCell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A target's channel of one core, shared by the bdevs of origin and snapshots.
-pub type SnapshotChannel = TargetChannel<SnapshotTarget, SnapshotHost>;
+/// A target's channel of one core.
+pub type MovingChannel<T> = TargetChannel<T, MovingHost<T>>;
 
-/// The open base bdevs: the origin's, and COW bdevs by their number.
+/// The open base bdevs, by their number.
 #[derive(Clone, Default)]
-pub struct Bases(Arc<Mutex<Vec<Option<Descriptor>>>>);
+struct Bases(Arc<Mutex<Vec<Option<Descriptor>>>>);
 
 impl Bases {
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Descriptor>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on new channels have this one.
-    pub fn set(&self, base: BaseId, desc: Descriptor) {
-        let mut bases = self.lock();
-        let at = usize::from(base.0);
-        if bases.len() <= at {
-            bases.resize_with(at + 1, || None);
-        }
-        if let Some(slot) = bases.get_mut(at) {
-            *slot = Some(desc);
-        }
-    }
-
-    /// New channels do not have it any more.
-    pub fn clear(&self, base: BaseId) {
-        let desc = self
-            .lock()
-            .get_mut(usize::from(base.0))
-            .and_then(Option::take);
-        drop(desc);
-    }
-
-    /// New channels have none.
-    pub fn clear_all(&self) {
-        let all = std::mem::take(&mut *self.lock());
-        drop(all);
-    }
-
     /// A new channel of the target on the running thread. None: no memory, or the target is closing.
-    pub fn channel(
-        &self,
-        owner: UnboundedSender<ToOwner<SnapshotTarget>>,
-    ) -> Option<SnapshotChannel> {
+    fn channel<T: Target>(&self, owner: UnboundedSender<ToOwner<T>>) -> Option<MovingChannel<T>> {
         let bases = self.lock();
-        let origin = bases.first()?.as_ref()?.channel()?;
-        let mut cows = Vec::with_capacity(bases.len());
-        for desc in bases.iter().skip(1) {
-            cows.push(match desc {
+        if bases.is_empty() {
+            return None;
+        }
+        let mut channels = Vec::with_capacity(bases.len());
+        for desc in bases.iter() {
+            channels.push(match desc {
                 Some(desc) => Some(desc.channel()?),
                 None => None,
             });
         }
         drop(bases);
-        let host = SnapshotHost {
-            origin,
-            cows: RefCell::new(cows),
+        let host = MovingHost {
+            bases: RefCell::new(channels),
             leaving: RefCell::default(),
             engine: OnceCell::new(),
         };
-        let channel = SnapshotChannel::new(host, owner)?;
+        let channel = MovingChannel::new(host, owner)?;
         let engine = Rc::downgrade(&channel.engine);
         // It was made just now and has none.
         let _ = channel.engine.host().engine.set(engine);
         Some(channel)
+    }
+}
+
+/// A target's channels on all cores, and the base bdevs they lead to.
+pub struct MovingBases<T: Target> {
+    channels: Arc<IoDevice<MovingChannel<T>>>,
+    bases: Bases,
+}
+
+impl<T: Target> MovingBases<T>
+where
+    ToOwner<T>: Send,
+{
+    /// With the base bdevs there are. None: no memory.
+    pub fn new(
+        name: &str,
+        owner: UnboundedSender<ToOwner<T>>,
+        descs: impl IntoIterator<Item = (BaseId, Descriptor)>,
+    ) -> Option<Self> {
+        let bases = Bases::default();
+        for (number, desc) in descs {
+            put(&mut bases.lock(), number, Some(desc));
+        }
+        let maker = bases.clone();
+        let channels = IoDevice::register(name, move || maker.channel(owner.clone()))?;
+        Some(MovingBases {
+            channels: Arc::new(channels),
+            bases,
+        })
+    }
+
+    /// What a bdev of the target gets its channels from.
+    pub fn channels(&self) -> Arc<IoDevice<MovingChannel<T>>> {
+        self.channels.clone()
+    }
+
+    /// Makes a base bdev known on every core. Error: ENOMEM; it is to be taken away again.
+    pub async fn add(&self, number: BaseId, desc: Descriptor) -> Result<(), Errno> {
+        put(&mut self.bases.lock(), number, Some(desc.clone()));
+        let failed = Arc::new(AtomicBool::new(false));
+        let noted = failed.clone();
+        self.channels
+            .for_each(move |channel| {
+                if !channel.engine.host().add(number, &desc) {
+                    noted.store(true, Ordering::Release);
+                }
+            })
+            .await;
+        match failed.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(Errno::ENOMEM),
+        }
+    }
+
+    /// Takes a base bdev away from every core; nothing more is mapped to it. `drained` completes when the I/O
+    /// that was sent there is over.
+    pub async fn take_away(&self, number: BaseId, drained: impl Future<Output = ()>) {
+        put(&mut self.bases.lock(), number, None);
+        self.channels
+            .for_each(move |channel| channel.engine.host().leave(number))
+            .await;
+        drained.await;
+        self.channels
+            .for_each(|channel| channel.engine.host().let_go())
+            .await;
+    }
+
+    /// No new channel can be made.
+    pub fn close(&self) {
+        let all = std::mem::take(&mut *self.bases.lock());
+        drop(all);
+    }
+}
+
+fn put<D>(bases: &mut Vec<Option<D>>, number: BaseId, base: Option<D>) {
+    let at = usize::from(number.0);
+    if bases.len() <= at {
+        bases.resize_with(at + 1, || None);
+    }
+    if let Some(slot) = bases.get_mut(at) {
+        *slot = base;
     }
 }
 
@@ -102,44 +153,33 @@ impl From<BdevIo> for Io {
 }
 
 /// A core's channels.
-pub struct SnapshotHost {
-    origin: BaseChannel,
-    /// By number, from 1 on.
-    cows: RefCell<Vec<Option<BaseChannel>>>,
+pub struct MovingHost<T: Target> {
+    /// By number.
+    bases: RefCell<Vec<Option<BaseChannel>>>,
     /// I/O may be under way on them; none is sent.
     leaving: RefCell<Vec<BaseChannel>>,
-    engine: OnceCell<Weak<Channel<SnapshotTarget, SnapshotHost>>>,
+    engine: OnceCell<Weak<Channel<T, MovingHost<T>>>>,
 }
 
-impl SnapshotHost {
-    /// Gets a channel to a COW bdev. False: no memory.
-    pub fn add(&self, base: BaseId, desc: &Descriptor) -> bool {
-        let Some(at) = usize::from(base.0).checked_sub(1) else {
-            return false;
-        };
+impl<T: Target> MovingHost<T> {
+    /// Gets a channel to a base bdev. False: no memory.
+    fn add(&self, number: BaseId, desc: &Descriptor) -> bool {
         let Some(channel) = desc.channel() else {
             return false;
         };
-        let mut cows = self.cows.borrow_mut();
-        if cows.len() <= at {
-            cows.resize_with(at + 1, || None);
-        }
-        if let Some(slot) = cows.get_mut(at) {
-            *slot = Some(channel);
-        }
+        put(&mut self.bases.borrow_mut(), number, Some(channel));
         true
     }
 
-    /// Sends no more I/O to a COW bdev: it fails.
-    pub fn leave(&self, base: BaseId) {
-        let mut cows = self.cows.borrow_mut();
-        let slot = usize::from(base.0).checked_sub(1);
-        let channel = slot.and_then(|at| cows.get_mut(at)?.take());
+    /// Sends no more I/O to a base bdev: it fails.
+    fn leave(&self, number: BaseId) {
+        let mut bases = self.bases.borrow_mut();
+        let channel = bases.get_mut(usize::from(number.0)).and_then(Option::take);
         self.leaving.borrow_mut().extend(channel);
     }
 
     /// Lets channels go on which nothing is under way.
-    pub fn let_go(&self) {
+    fn let_go(&self) {
         let leaving = self.leaving.take();
         drop(leaving);
     }
@@ -170,29 +210,25 @@ impl SnapshotHost {
     }
 }
 
-impl Host for SnapshotHost {
+impl<T: Target> Host for MovingHost<T> {
     type Io = Io;
 
     #[inline]
     fn forward(&self, io: Io, base: BaseId, block: u64, ticket: Ticket) {
-        if base == ORIGIN {
-            return self.send(io, &self.origin, block, ticket);
-        }
-        let at = usize::from(base.0) - 1;
         // Borrowed while the I/O is sent, which may end at once and bring the next one: that borrows, too.
         // Channels come and go by messages, which are not handled in between.
-        match self.cows.borrow().get(at) {
+        match self.bases.borrow().get(usize::from(base.0)) {
             Some(Some(channel)) => self.send(io, channel, block, ticket),
             _ => self.fail(io, ticket),
         }
     }
 
-    /// Not asked for by this target.
+    /// Not asked for by these targets.
     fn forward_head(&self, io: Io, _: BaseId, _: u64, _: u64, ticket: Ticket) {
         self.fail(io, ticket);
     }
 
-    /// Not asked for by this target.
+    /// Of whole I/O only: parts are not read as zeroes by these targets.
     fn complete_zeroes(&self, io: Io) {
         match io {
             Io::Whole(io) => io.complete_zeroes(),

@@ -1,6 +1,6 @@
-//! The owner's access to the base bdevs of an origin, which can be taken away while others hold the device.
+//! The owner's access to base bdevs that can be taken away while others hold the device.
 //!
-//! A COW bdev that was removed answers ENODEV until it is back. Its size stays what it was last.
+//! One that was removed answers ENODEV until it is back. Its size stays what it was last.
 
 use crate::devices::{Buffers, DataBdev};
 use async_trait::async_trait;
@@ -29,7 +29,7 @@ pub struct HeldBdev {
 }
 
 impl HeldBdev {
-    /// Through this channel. `buffers`: those of the origin and all its COW bdevs, which copy to each other.
+    /// Through this channel. `buffers`: shared by all that copy to each other.
     pub fn new(channel: BaseChannel, buffers: Rc<Buffers>) -> Rc<Self> {
         let held = HeldBdev {
             block_bytes: channel.descriptor().info().block_bytes,
