@@ -1,5 +1,6 @@
 //! Why a command did not do what it was asked.
 
+use crate::rpc_client::RpcError;
 use crate::xml::{ReadError, What};
 use bdev::era::EraError;
 use bdev::ploop::{PloopError, Problem};
@@ -102,6 +103,9 @@ pub enum CliError {
         /// What is there.
         what: &'static str,
     },
+    /// A running target has not done what it was asked.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
     /// Arguments that contradict each other or what they name.
     #[error("{0}")]
     Usage(String),

@@ -1,32 +1,35 @@
 //! `spdk-dm`: looks at, checks and repairs the metadata of device-mapper targets in files and on block
-//! devices, without SPDK and without a kernel.
+//! devices, without SPDK and without a kernel; and talks to a running target in the words of `dmsetup`.
 //!
 //! One module per target and in it one per verb; a verb parses its arguments and prints, the work is
-//! done in crate `bdev`. Metadata that a target has open must not be touched: block devices are opened
+//! done in crate `bdev`. Module `dm` asks a running target by its RPC socket instead. Metadata that a target has open must not be touched: block devices are opened
 //! exclusively, except to read a metadata snapshot.
 //!
 //! A library so that its parsers can be fuzzed; the program is [`main`].
 #![forbid(unsafe_code)]
 
+mod dm;
 mod era;
 mod error;
 mod file;
+mod manual;
 mod new_metadata;
 mod output;
 mod ploop;
 mod progress;
+mod rpc_client;
 mod thin;
 pub mod xml;
 
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Checks, dumps, restores and repairs device-mapper metadata in files and on block devices; makes, checks
-/// and converts ploop images.
+/// Device-mapper targets on SPDK: the devices of a running target in dmsetup's words; metadata in files and on
+/// block devices, checked, dumped, restored and repaired; ploop images.
 ///
-/// Exit codes: 0 all is well; 1 something is wrong with the metadata or with the command.
+/// Exit codes: 0 all is well; 1 something is wrong with what was looked at or with the command.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "spdk-dm", version, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -53,9 +56,16 @@ enum Command {
     /// ploop images
     #[command(subcommand)]
     Ploop(ploop::Verb),
+    /// Devices of a running target
+    #[command(flatten)]
+    Dm(dm::Verb),
+    /// Print completions for a shell, e.g. into /usr/share/bash-completion/completions/spdk-dm
+    Completions(manual::CompletionsArgs),
+    /// Write manual pages
+    Man(manual::ManArgs),
     /// The same as for a thin pool without the word `thin`
     #[command(flatten)]
-    Short(thin::Verb),
+    Short(thin::PlainVerb),
 }
 
 /// The program.
@@ -74,7 +84,11 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Thin(verb) | Command::Short(verb) => verb.run(cli.global),
+        Command::Thin(verb) => verb.run(cli.global),
+        Command::Short(verb) => verb.run(cli.global),
+        Command::Dm(verb) => verb.run(cli.global),
+        Command::Completions(args) => args.run(),
+        Command::Man(args) => args.run(),
         Command::Era(verb) => verb.run(cli.global),
         Command::Ploop(verb) => verb.run(cli.global),
     };

@@ -104,7 +104,7 @@ fn output_is_as_asked() {
     );
     for args in [
         args!["check", "--json", file.0].as_slice(),
-        &args!["ls", "--json", file.0],
+        &args!["thin", "ls", "--json", file.0],
         &args!["rmap", "--json", "--region", "0..200", file.0],
     ] {
         let text = succeed(args);

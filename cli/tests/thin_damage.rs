@@ -94,7 +94,7 @@ fn survive(name: &str, damaged: &Temp) -> (bool, String) {
     spdk_dm(args!["dump", damaged.0]);
     spdk_dm(args!["dump", "--format", "xml-shared", damaged.0]);
     spdk_dm(args!["dump", "-m", damaged.0]);
-    spdk_dm(args!["ls", "--json", damaged.0]);
+    spdk_dm(args!["thin", "ls", "--json", damaged.0]);
     spdk_dm(args!["delta", "--thin1", "1", "--thin2", "2", damaged.0]);
     spdk_dm(args!["rmap", "--region", "0..100000", damaged.0]);
     let repaired = blank(&format!("{name}-repaired"));

@@ -184,7 +184,7 @@ proptest! {
             }
         }
         prop_assert_eq!(
-            succeed(args!["ls", "-o", FIELDS, file.0]),
+            succeed(args!["thin", "ls", "-o", FIELDS, file.0]),
             tool(true, "thin_ls", ["-o", FIELDS], &file)
         );
         let mut all = format!("{FIELDS},{NEW_FIELDS}");
@@ -193,7 +193,7 @@ proptest! {
             all += ",HIGHEST_MAPPED";
         }
         prop_assert_eq!(
-            succeed(args!["ls", "-o", all, file.0]),
+            succeed(args!["thin", "ls", "-o", all, file.0]),
             tool(false, "thin_ls", ["-o", &all], &file)
         );
         let region = format!("{begin}..{}", (begin + 3000).min(NR_DATA + 1));
@@ -255,7 +255,7 @@ fn rmap_is_the_tools() {
 /// Every verb explains itself, with and without the word `thin`; a wrong command has exit code 1.
 #[test]
 fn help_is_there() {
-    for verb in ["check", "dump", "restore", "repair", "delta", "ls", "rmap"] {
+    for verb in ["check", "dump", "restore", "repair", "delta", "rmap"] {
         let long = succeed(args!["thin", verb, "--help"]);
         assert_eq!(
             long.replace("spdk-dm thin", "spdk-dm"),

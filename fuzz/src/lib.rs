@@ -5,7 +5,7 @@
 //! programs in `targets/` give `run` to libFuzzer; `tests/replay.rs` gives it the committed inputs.
 //!
 //! A new target is a module here, a line in [`TARGETS`], a program in `targets/` with its `[[bin]]`,
-//! and `seeds/<target>/`. For another metadata format, [`image`] re-seals mutated blocks and [`damaged`]
+//! and `seeds/<target>/`. For another metadata format, [`image`] re-seals mutated blocks and `damaged`
 //! says what must hold.
 #![forbid(unsafe_code)]
 #![allow(

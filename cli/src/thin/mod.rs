@@ -21,6 +21,16 @@ use std::path::{Path, PathBuf};
 /// What can be done with a pool's metadata.
 #[derive(Subcommand)]
 pub enum Verb {
+    /// What needs no `thin` before it
+    #[command(flatten)]
+    Plain(PlainVerb),
+    /// List the thin devices, as thin_ls
+    Ls(ls::LsArgs),
+}
+
+/// What can be done also without the word `thin`.
+#[derive(Subcommand)]
+pub enum PlainVerb {
     /// Check metadata: structure, mapped blocks, and every reference count; never writes unless told
     Check(check::CheckArgs),
     /// Print metadata as XML, in the form of thin_dump
@@ -31,8 +41,6 @@ pub enum Verb {
     Repair(repair::RepairArgs),
     /// Print the differences between two thin devices, in the form of thin_delta
     Delta(delta::DeltaArgs),
-    /// List the thin devices, as thin_ls
-    Ls(ls::LsArgs),
     /// List who refers to regions of the data device, as thin_rmap
     Rmap(rmap::RmapArgs),
 }
@@ -40,15 +48,24 @@ pub enum Verb {
 impl Verb {
     /// Does it. False: the metadata is not as it should be, and that has been said.
     pub fn run(self, global: Global) -> Result<bool, CliError> {
+        match self {
+            Verb::Plain(verb) => verb.run(global),
+            Verb::Ls(args) => futures::executor::block_on(args.run(global)),
+        }
+    }
+}
+
+impl PlainVerb {
+    /// Does it. False: the metadata is not as it should be, and that has been said.
+    pub fn run(self, global: Global) -> Result<bool, CliError> {
         futures::executor::block_on(async {
             match self {
-                Verb::Check(args) => args.run(global).await,
-                Verb::Dump(args) => args.run(global).await,
-                Verb::Restore(args) => args.run(global).await,
-                Verb::Repair(args) => args.run(global).await,
-                Verb::Delta(args) => args.run(global).await,
-                Verb::Ls(args) => args.run(global).await,
-                Verb::Rmap(args) => args.run(global).await,
+                PlainVerb::Check(args) => args.run(global).await,
+                PlainVerb::Dump(args) => args.run(global).await,
+                PlainVerb::Restore(args) => args.run(global).await,
+                PlainVerb::Repair(args) => args.run(global).await,
+                PlainVerb::Delta(args) => args.run(global).await,
+                PlainVerb::Rmap(args) => args.run(global).await,
             }
         })
     }
