@@ -65,6 +65,12 @@ def test_read_only_and_refusals(lab, thin):
         with pytest.raises(RpcError, match=said):
             rpc.call('nbd_export_create', **params)
     assert (lab.folder / 'file').read_text() == 'mine'
+    rpc.call('nbd_export_delete', path=str(path))
+    rpc.call('nbd_export_create', bdev_name='thin', path=str(path), exclusive=True)
+    with pytest.raises(RpcError, match='used by another'):
+        rpc.call('nbd_export_create', bdev_name='thin', path=str(lab.folder / 'b'), writable=True)
+    rpc.call('nbd_export_delete', path=str(path))
+    rpc.call('nbd_export_create', bdev_name='thin', path=str(path), writable=True)
     with pytest.raises(RpcError, match='nbd_export_list'):
         rpc.call('nbd_export_delete', path='/none')
 

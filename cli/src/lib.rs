@@ -8,6 +8,7 @@
 //! A library so that its parsers can be fuzzed; the program is [`main`].
 #![forbid(unsafe_code)]
 
+mod backup;
 mod dm;
 mod era;
 mod error;
@@ -56,6 +57,9 @@ enum Command {
     /// ploop images
     #[command(subcommand)]
     Ploop(ploop::Verb),
+    /// Backups of thin devices of a running target
+    #[command(subcommand)]
+    Backup(backup::Verb),
     /// Devices of a running target
     #[command(flatten)]
     Dm(dm::Verb),
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Thin(verb) => verb.run(cli.global),
         Command::Short(verb) => verb.run(cli.global),
+        Command::Backup(verb) => verb.run(cli.global),
         Command::Dm(verb) => verb.run(cli.global),
         Command::Completions(args) => args.run(),
         Command::Man(args) => args.run(),

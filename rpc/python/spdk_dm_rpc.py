@@ -251,7 +251,8 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('bdev_name', help='Name of the bdev')
     p.add_argument('path', help='Full path of the socket')
     p.add_argument('--writable', dest='writable', help='Let clients write; the bdev must not be in use by another module', action='store_true')
-    p.set_defaults(func=lambda args: _call(args, 'nbd_export_create', ['bdev_name', 'path', 'writable']))
+    p.add_argument('--exclusive', dest='exclusive', help='Claim the bdev, so that nobody else writes to it as long as it is exported', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'nbd_export_create', ['bdev_name', 'path', 'writable', 'exclusive']))
 
     p = subparsers.add_parser('nbd_export_delete', help='End an export: its clients are cut', description='End an export: its clients are cut')
     p.add_argument('path', help='Full path of the socket')

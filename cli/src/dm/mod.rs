@@ -17,7 +17,7 @@ use crate::output::Output;
 use crate::rpc_client::{RpcClient, RpcError};
 use clap::{Args, Subcommand};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What can be done with the devices of a running target.
@@ -69,6 +69,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// The target's RPC socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Connects to it.
     pub fn connect(&self) -> Result<RpcClient, CliError> {
         let limit = Duration::from_secs(self.timeout);

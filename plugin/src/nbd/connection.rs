@@ -9,21 +9,26 @@ use nbd::server::{self, Received};
 use nbd::{Kind, Request};
 use spdk::base::{BaseChannel, IoKind};
 use spdk::dma::DmaBuf;
+use spdk::executor::sleep;
 use std::io::{self, BufReader, BufWriter};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Longest single I/O; longer requests are several.
-const PIECE_BYTES: u32 = 1 << 20;
+/// Longest single I/O; longer requests are several. Memory that devices reach is scarce and in pieces.
+const PIECE_BYTES: u32 = 128 << 10;
 
-/// Bytes of all requests of a client under way: one of the largest, or many small ones.
-const BUDGET_BYTES: u64 = nbd::MAX_TRANSFER_BYTES as u64;
+/// Bytes of all requests of a client under way, if there is more than one.
+const BUDGET_BYTES: u64 = 8 << 20;
 
 /// What a request counts at least: not more than 512 are under way.
 const LEAST_BYTES: u64 = BUDGET_BYTES / 512;
+
+/// How long a request waits for memory that others give back.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const ENOMEM: i32 = 12;
 const ESHUTDOWN: i32 = 108;
@@ -136,29 +141,19 @@ pub fn serve(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
             cost_bytes,
             sent: false,
         };
-        let buffers = data.chunks(PIECE_BYTES as usize).map(|piece| {
-            let mut buf = DmaBuf::new(piece.len()).ok_or(ENOMEM)?;
-            buf.copy_from_slice(piece);
-            Ok(buf)
-        });
-        match buffers.collect::<Result<Vec<_>, i32>>() {
-            Err(errno) => reply.send(Err(errno)),
-            Ok(buffers) => {
-                let shared = shared.clone();
-                let thread = shared.thread;
-                thread.send(move || start(shared, request, buffers, reply));
-            }
-        }
+        let shared = shared.clone();
+        let thread = shared.thread;
+        thread.send(move || start(shared, request, data, reply));
     }
 }
 
 /// On the app thread.
-fn start(shared: Arc<Shared>, request: Request, buffers: Vec<DmaBuf>, reply: Reply) {
+fn start(shared: Arc<Shared>, request: Request, data: Vec<u8>, reply: Reply) {
     let Some(channel) = super::channel(&shared) else {
         return reply.send(Err(ESHUTDOWN));
     };
     spdk::executor::spawn(async move {
-        let outcome = carry_out(&channel, &request, buffers).await;
+        let outcome = carry_out(&channel, &request, &data).await;
         if outcome.is_ok() {
             let counted = match request.kind {
                 Kind::Read => Some(&shared.bytes_read),
@@ -173,7 +168,18 @@ fn start(shared: Arc<Shared>, request: Request, buffers: Vec<DmaBuf>, reply: Rep
     });
 }
 
-async fn carry_out(channel: &BaseChannel, request: &Request, buffers: Vec<DmaBuf>) -> Outcome {
+async fn buffer(bytes: usize) -> Result<DmaBuf, i32> {
+    let began = Instant::now();
+    loop {
+        match DmaBuf::new(bytes) {
+            Some(buf) => return Ok(buf),
+            None if began.elapsed() > PATIENCE => return Err(ENOMEM),
+            None => sleep(Duration::from_millis(1)).await,
+        }
+    }
+}
+
+async fn carry_out(channel: &BaseChannel, request: &Request, data: &[u8]) -> Outcome {
     let info = channel.descriptor().info();
     let block_bytes = u64::from(info.block_bytes);
     let (at, count) = (
@@ -185,7 +191,7 @@ async fn carry_out(channel: &BaseChannel, request: &Request, buffers: Vec<DmaBuf
         Kind::Read => {
             for piece in (0..request.length).step_by(PIECE_BYTES as usize) {
                 let bytes = PIECE_BYTES.min(request.length - piece);
-                let buf = DmaBuf::new(bytes as usize).ok_or(ENOMEM)?;
+                let buf = buffer(bytes as usize).await?;
                 found.push(
                     channel
                         .read(buf, at + u64::from(piece) / block_bytes)
@@ -195,10 +201,11 @@ async fn carry_out(channel: &BaseChannel, request: &Request, buffers: Vec<DmaBuf
         }
         Kind::Write => {
             let mut at = at;
-            for buf in buffers {
-                let blocks = buf.len() as u64 / block_bytes;
+            for piece in data.chunks(PIECE_BYTES as usize) {
+                let mut buf = buffer(piece.len()).await?;
+                buf.copy_from_slice(piece);
                 channel.write(buf, at).await?;
-                at += blocks;
+                at += piece.len() as u64 / block_bytes;
             }
         }
         Kind::Trim => channel.range(IoKind::Unmap, at, count).await?,

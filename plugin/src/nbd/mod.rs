@@ -108,6 +108,12 @@ impl Registry {
             };
             RpcError::new(Errno(errno), format!("bdev '{bdev}' {why}"))
         })?;
+        if params.exclusive {
+            desc.claim().map_err(|errno| {
+                let why = "is claimed by another module or target: export it without 'exclusive'";
+                RpcError::new(Errno(errno), format!("bdev '{bdev}' {why}"))
+            })?;
+        }
         let info = desc.info();
         let Some(channel) = desc.channel() else {
             return refuse(12, "no memory for a channel".into());

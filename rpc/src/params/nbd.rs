@@ -13,6 +13,9 @@ pub struct NbdExportCreate {
     /// Clients may write.
     #[serde(default)]
     pub writable: bool,
+    /// Nobody else may write meanwhile.
+    #[serde(default)]
+    pub exclusive: bool,
 }
 
 /// `nbd_export_delete`.

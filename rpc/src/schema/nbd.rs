@@ -17,6 +17,11 @@ pub const METHODS: [Method; 3] = [
                 Kind::Flag,
                 "Let clients write; the bdev must not be in use by another module",
             ),
+            optional(
+                "exclusive",
+                Kind::Flag,
+                "Claim the bdev, so that nobody else writes to it as long as it is exported",
+            ),
         ],
     },
     Method {

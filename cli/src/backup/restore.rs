@@ -1,0 +1,269 @@
+//! `backup restore`: a full backup and those made since, into a new thin device, a new file or a bdev.
+
+use super::damaged;
+use super::source::{Access, BLOCK_BYTES, Pool};
+use super::stream::{Header, Piece, Reader};
+use super::verify::verify_chain;
+use crate::Global;
+use crate::dm::Target;
+use crate::error::CliError;
+use crate::progress::Progress;
+use crate::rpc_client::RpcClient;
+use clap::Args;
+use nbd::client::{Client, MAX_DEPTH};
+use nbd::{Kind, MAX_TRANSFER_BYTES};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Longest write.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// Arguments of `backup restore`.
+#[derive(Args)]
+pub struct RestoreArgs {
+    /// The full backup, and then those made since, in their order
+    #[arg(required = true, value_name = "FILE")]
+    backups: Vec<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+    /// Id of the new thin device, with --pool
+    #[arg(long, requires = "pool")]
+    id: Option<u32>,
+    /// Do not read the backups twice to see first that they are whole
+    #[arg(long)]
+    no_verify: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Place {
+    /// Make a new thin device in this pool, with --id
+    #[arg(long, requires = "id")]
+    pool: Option<String>,
+    /// Make a new file, sparse
+    #[arg(long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// Overwrite this bdev: all of it
+    #[arg(long, value_name = "NAME")]
+    bdev: Option<String>,
+}
+
+/// Where contents go. Everything is zero or a hole at first, unless `zero` has to see to that.
+trait Sink {
+    fn write(&mut self, offset: u64, contents: &[u8]) -> io::Result<()>;
+    fn zero(&mut self, offset: u64, bytes: u64) -> io::Result<()>;
+    fn finish(&mut self) -> io::Result<()>;
+}
+
+impl Sink for File {
+    fn write(&mut self, offset: u64, contents: &[u8]) -> io::Result<()> {
+        self.write_all_at(contents, offset)
+    }
+
+    fn zero(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        let zeroes = vec![0; bytes.min(1 << 20) as usize];
+        let mut at = offset;
+        while at < offset + bytes {
+            let piece = (offset + bytes - at).min(zeroes.len() as u64);
+            self.write_all_at(&zeroes[..piece as usize], at)?;
+            at += piece;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+impl<S: Read + Write> Sink for Client<S> {
+    fn write(&mut self, offset: u64, contents: &[u8]) -> io::Result<()> {
+        for (at, piece) in (offset..)
+            .step_by(PIECE_BYTES)
+            .zip(contents.chunks(PIECE_BYTES))
+        {
+            make_room(self, MAX_DEPTH - 1)?;
+            self.send(Kind::Write, at, piece.len() as u32, piece)?;
+        }
+        Ok(())
+    }
+
+    fn zero(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        // A hole where there are holes: it takes no room.
+        let kind = match self.export().trim {
+            true => Kind::Trim,
+            false => Kind::WriteZeroes,
+        };
+        // What was written there before has ended by then.
+        make_room(self, 0)?;
+        let mut at = offset;
+        while at < offset + bytes {
+            let piece = (offset + bytes - at).min(u64::from(MAX_TRANSFER_BYTES));
+            make_room(self, MAX_DEPTH - 1)?;
+            self.send(kind, at, piece as u32, &[])?;
+            at += piece;
+        }
+        make_room(self, 0)
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        make_room(self, 0)?;
+        self.call(Kind::Flush, 0, 0, &[]).map(drop)
+    }
+}
+
+/// Waits until at most so many requests are under way.
+fn make_room<S: Read + Write>(client: &mut Client<S>, most: usize) -> io::Result<()> {
+    while client.under_way() > most {
+        client.receive()?.result.map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// What can go wrong on either side.
+enum ApplyError {
+    Backup(CliError),
+    Place(io::Error),
+}
+
+impl RestoreArgs {
+    /// Restores. Prints nothing but remarks.
+    pub fn run(self, global: Global) -> Result<bool, CliError> {
+        let headers = match self.no_verify {
+            true => super::verify::chain_headers(&self.backups)?,
+            false => verify_chain(&self.backups, global)?,
+        };
+        let Some(last) = headers.last() else {
+            return Ok(false);
+        };
+        match (&self.place.file, &self.place.bdev, &self.place.pool) {
+            (Some(path), ..) => self.to_file(path, last, global)?,
+            (_, Some(bdev), _) => self.to_bdev(bdev, last, global)?,
+            (.., Some(pool)) => self.to_pool(pool, last, global)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn to_file(&self, path: &Path, last: &Header, global: Global) -> Result<(), CliError> {
+        let file = OpenOptions::new().write(true).create_new(true).open(path);
+        let mut file = file.map_err(CliError::io(path))?;
+        let applied = file
+            .set_len(last.size_bytes)
+            .map_err(ApplyError::Place)
+            .and_then(|()| self.apply(&mut file, last.size_bytes, global));
+        applied.map_err(|error| match error {
+            ApplyError::Backup(error) => error,
+            ApplyError::Place(source) => CliError::io(path)(source),
+        })
+    }
+
+    fn to_bdev(&self, bdev: &str, last: &Header, global: Global) -> Result<(), CliError> {
+        let mut client = self.target.connect()?;
+        let mut access = Access::open(&mut client, bdev, true, self.target.socket())?;
+        let restored = self.fill(&mut access, last, true, global);
+        let closed = access.close(&mut client);
+        restored.and(closed)
+    }
+
+    fn to_pool(&self, name: &str, last: &Header, global: Global) -> Result<(), CliError> {
+        let mut client: RpcClient = self.target.connect()?;
+        let mut pool = Pool::new(&mut client, name);
+        let id = u64::from(self.id.unwrap_or_default());
+        if pool.devices()?.iter().any(|device| device.id == id) {
+            return Err(CliError::Usage(format!(
+                "pool '{name}' has a thin device {id} already; nothing is overwritten: choose another id"
+            )));
+        }
+        let sectors = last.size_bytes / 512;
+        let mut access = pool.open(id, true, sectors, &last.uuid, self.target.socket())?;
+        let restored = self.fill(&mut access, last, false, global);
+        let closed = pool.close(access);
+        let done = restored.and(closed);
+        if done.is_err() {
+            eprintln!("spdk-dm: thin device {id} of pool '{name}' is not complete; thin_delete it");
+        }
+        done
+    }
+
+    fn fill(
+        &self,
+        access: &mut Access,
+        last: &Header,
+        clear: bool,
+        global: Global,
+    ) -> Result<(), CliError> {
+        let size_bytes = access.data.export().size_bytes;
+        if size_bytes < last.size_bytes {
+            return Err(CliError::Usage(format!(
+                "the bdev has {size_bytes} bytes, the backup {}; use a larger one",
+                last.size_bytes
+            )));
+        }
+        let cleared = match clear {
+            true => access.data.zero(0, size_bytes).map_err(ApplyError::Place),
+            false => Ok(()),
+        };
+        let applied = cleared.and_then(|()| self.apply(&mut access.data, last.size_bytes, global));
+        applied.map_err(|error| match error {
+            ApplyError::Backup(error) => error,
+            ApplyError::Place(source) => access.failed(source),
+        })
+    }
+
+    fn apply(
+        &self,
+        sink: &mut impl Sink,
+        size_bytes: u64,
+        global: Global,
+    ) -> Result<(), ApplyError> {
+        for path in &self.backups {
+            let progress = Progress::new(global.quiet, "restoring");
+            let applied = apply_one(path, sink, size_bytes, &progress);
+            progress.finish();
+            applied?;
+            // Writes under way keep no order, and the next backup may write to the same blocks.
+            sink.finish().map_err(ApplyError::Place)?;
+        }
+        Ok(())
+    }
+}
+
+fn apply_one(
+    path: &Path,
+    sink: &mut impl Sink,
+    size_bytes: u64,
+    progress: &Progress,
+) -> Result<(), ApplyError> {
+    let bad = |error| ApplyError::Backup(damaged(path)(error));
+    let file = File::open(path).map_err(|error| ApplyError::Backup(CliError::io(path)(error)))?;
+    let mut reader = Reader::begin(BufReader::with_capacity(1 << 20, file)).map_err(bad)?;
+    progress.expect(reader.header().size_bytes.div_ceil(BLOCK_BYTES));
+    let mut done = 0;
+    while let Some(piece) = reader.piece().map_err(bad)? {
+        let block_bytes = reader.header().block_bytes;
+        // A device may have been larger when an earlier backup of it was made.
+        let room = |first: u64| size_bytes.saturating_sub(first.saturating_mul(block_bytes));
+        let written = match piece {
+            Piece::Data { first, contents } => {
+                let bytes = room(first).min(contents.len() as u64) as usize;
+                match bytes {
+                    0 => Ok(()),
+                    bytes => sink.write(first * block_bytes, &contents[..bytes]),
+                }
+            }
+            Piece::Unmapped { first, count } => {
+                let bytes = room(first).min(count.saturating_mul(block_bytes));
+                sink.zero(first.saturating_mul(block_bytes), bytes)
+            }
+        };
+        written.map_err(ApplyError::Place)?;
+        progress.advance(reader.next_block() - done);
+        done = reader.next_block();
+    }
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! The side of the pool: a snapshot that does not change, what of it is to be read, and a way to its data.
+//!
+//! Everything is asked of the running target. What is made there is taken away again when it is no longer
+//! needed, also after an error; the snapshot is the backup's and stays, for the next one.
+
+use super::stream::Header;
+use crate::error::CliError;
+use crate::rpc_client::{RpcClient, RpcError};
+use nbd::client::Client;
+use serde_json::{Value, json};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Contents are counted in blocks of this size: what a data block is a multiple of in every pool.
+pub const BLOCK_BYTES: u64 = 64 << 10;
+
+/// The largest id of a thin device.
+const MAX_ID: u64 = 16_777_215;
+
+/// Entries of a page of mappings or differences.
+const PAGE: u64 = 16_384;
+
+/// A target is not waited for longer, once it serves data.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// A thin device as `thin_list` has it.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Its id.
+    pub id: u64,
+    /// When it was made, in the pool's own counting.
+    pub creation_time: u64,
+    /// Size of its bdev, if it is active.
+    pub size_sectors: Option<u64>,
+}
+
+/// A pool of a running target.
+pub struct Pool<'a> {
+    client: &'a mut RpcClient,
+    /// Its name.
+    pub name: String,
+}
+
+/// A run of blocks of [`BLOCK_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First block.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+    /// They have contents; else they are holes now, and were not before.
+    pub data: bool,
+}
+
+fn odd(method: &str) -> CliError {
+    CliError::Usage(format!(
+        "{method}: the target's answer lacks something; are it and spdk-dm of one version?"
+    ))
+}
+
+impl<'a> Pool<'a> {
+    /// The pool of this name.
+    pub fn new(client: &'a mut RpcClient, name: &str) -> Self {
+        Pool {
+            client,
+            name: name.to_owned(),
+        }
+    }
+
+    fn call(&mut self, method: &str, mut params: Value) -> Result<Value, CliError> {
+        params["pool"] = json!(self.name);
+        Ok(self.client.call(method, params)?)
+    }
+
+    /// All its thin devices.
+    pub fn devices(&mut self) -> Result<Vec<Device>, CliError> {
+        let list = self.call("thin_list", json!({}))?;
+        let device = |entry: &Value| {
+            Some(Device {
+                id: entry["id"].as_u64()?,
+                creation_time: entry["creation_time"].as_u64()?,
+                size_sectors: entry["size_sectors"].as_u64(),
+            })
+        };
+        let devices = list.as_array().map(|list| list.iter().map(device));
+        devices
+            .and_then(Iterator::collect)
+            .ok_or_else(|| odd("thin_list"))
+    }
+
+    /// The device of this id.
+    pub fn device(&mut self, id: u64) -> Result<Device, CliError> {
+        let mut devices = self.devices()?.into_iter();
+        devices.find(|device| device.id == id).ok_or_else(|| {
+            CliError::Usage(format!(
+                "pool '{}' has no thin device {id}; see 'spdk-dm ls' or thin_list",
+                self.name
+            ))
+        })
+    }
+
+    /// The snapshot a backup holds, if it is still the same.
+    pub fn snapshot_of(&mut self, header: &Header) -> Result<Device, CliError> {
+        let snapshot = self.device(u64::from(header.snapshot_id))?;
+        match snapshot.creation_time == header.snapshot_time {
+            true => Ok(snapshot),
+            false => Err(CliError::Usage(format!(
+                "thin device {} of pool '{}' is not the snapshot the backup was made of any more; make a full backup",
+                snapshot.id, self.name
+            ))),
+        }
+    }
+
+    /// Takes a snapshot, with the highest id there is not yet, far from those people count up.
+    pub fn snapshot(&mut self, origin: u64) -> Result<Device, CliError> {
+        let devices = self.devices()?;
+        let id = (0..=MAX_ID)
+            .rev()
+            .find(|id| devices.iter().all(|device| device.id != *id))
+            .ok_or_else(|| CliError::Usage(format!("pool '{}' has no free id", self.name)))?;
+        self.call("thin_snapshot", json!({ "id": id, "origin_id": origin }))?;
+        self.device(id)
+    }
+
+    /// Deletes a device of which nobody needs to know.
+    pub fn delete(&mut self, id: u64) -> Result<(), CliError> {
+        self.call("thin_delete", json!({ "id": id })).map(drop)
+    }
+
+    /// What of `snapshot` is to be backed up: all that is mapped, or what differs from `since`.
+    pub fn extents(
+        &mut self,
+        snapshot: u64,
+        since: Option<u64>,
+        size_bytes: u64,
+    ) -> Result<Vec<Extent>, CliError> {
+        let block = self.data_block_bytes()?;
+        self.call("thin_reserve_metadata_snap", json!({})).map_err(|error| match error {
+            CliError::Rpc(RpcError::Refused { message, .. }) => CliError::Usage(format!(
+                "{message}: a backup needs the pool's metadata snapshot for a moment; thin_release_metadata_snap the one that is held"
+            )),
+            error => error,
+        })?;
+        let found = match since {
+            Some(since) => self.differences(since, snapshot),
+            None => self.mappings(snapshot),
+        };
+        self.call("thin_release_metadata_snap", json!({}))?;
+        Ok(in_blocks(found?, block, size_bytes))
+    }
+
+    fn data_block_bytes(&mut self) -> Result<u64, CliError> {
+        let status = self
+            .client
+            .call("thin_pool_status", json!({ "name": self.name }))?;
+        let sectors = status["data_block_size_sectors"].as_u64();
+        sectors
+            .map(|sectors| sectors * 512)
+            .ok_or_else(|| odd("thin_pool_status"))
+    }
+
+    /// Runs of data blocks: first, how many, whether there are contents.
+    fn mappings(&mut self, id: u64) -> Result<Vec<(u64, u64, bool)>, CliError> {
+        self.pages(
+            "thin_dump",
+            json!({ "id": id, "limit": PAGE }),
+            "runs",
+            |run| {
+                Some(Some((
+                    run["begin"].as_u64()?,
+                    run["length"].as_u64()?,
+                    true,
+                )))
+            },
+        )
+    }
+
+    fn differences(&mut self, old: u64, new: u64) -> Result<Vec<(u64, u64, bool)>, CliError> {
+        let params = json!({ "left_id": old, "right_id": new, "limit": PAGE });
+        self.pages("thin_delta", params, "differences", |run| {
+            let (begin, length) = (run["begin"].as_u64()?, run["length"].as_u64()?);
+            match run["relation"].as_str()? {
+                "same" | "identical" => Some(None),
+                "left_only" => Some(Some((begin, length, false))),
+                "right_only" | "different" => Some(Some((begin, length, true))),
+                _ => None,
+            }
+        })
+    }
+
+    /// All entries of a method that answers page by page.
+    fn pages<T>(
+        &mut self,
+        method: &str,
+        mut params: Value,
+        field: &str,
+        entry: impl Fn(&Value) -> Option<Option<T>>,
+    ) -> Result<Vec<T>, CliError> {
+        let mut found = Vec::new();
+        loop {
+            let page = self.call(method, params.clone())?;
+            let entries = page[field].as_array().ok_or_else(|| odd(method))?;
+            for value in entries {
+                found.extend(entry(value).ok_or_else(|| odd(method))?);
+            }
+            match page["next_block"].as_u64() {
+                Some(next) => {
+                    params["begin_block"] = json!(next);
+                    params["snapshot"] = page["snapshot"].clone();
+                }
+                None => return Ok(found),
+            }
+        }
+    }
+
+    /// Makes a device's data reachable.
+    pub fn open(
+        &mut self,
+        id: u64,
+        create: bool,
+        size_sectors: u64,
+        uuid: &str,
+        socket: &Path,
+    ) -> Result<Access, CliError> {
+        let bdev = format!("backup-{}", &uuid[..12.min(uuid.len())]);
+        let params =
+            json!({ "id": id, "bdev_name": bdev, "size_sectors": size_sectors, "create": create });
+        // What is left of an attempt that was killed. Others have other names.
+        let path = Access::path(&bdev, socket)?;
+        let _ = self
+            .client
+            .call("nbd_export_delete", json!({ "path": path }));
+        let _ = self
+            .client
+            .call("thin_deactivate", json!({ "bdev_name": bdev }));
+        self.call("thin_activate", params)?;
+        let opened = Access::open(self.client, &bdev, create, socket);
+        if opened.is_err() {
+            // The first error is the one to tell.
+            let _ = self
+                .client
+                .call("thin_deactivate", json!({ "bdev_name": bdev }));
+        }
+        opened
+    }
+
+    /// Ends what [`Pool::open`] began.
+    pub fn close(&mut self, access: Access) -> Result<(), CliError> {
+        let bdev = access.bdev.clone();
+        let closed = access.close(self.client);
+        self.client
+            .call("thin_deactivate", json!({ "bdev_name": bdev }))?;
+        closed
+    }
+}
+
+/// A bdev's data, over NBD.
+pub struct Access {
+    bdev: String,
+    path: PathBuf,
+    /// The connection.
+    pub data: Client<UnixStream>,
+}
+
+impl Access {
+    /// Where a bdev is served: beside the target's RPC socket.
+    fn path(bdev: &str, socket: &Path) -> Result<PathBuf, CliError> {
+        let folder = socket.parent().unwrap_or(Path::new("/var/tmp"));
+        let folder = folder.canonicalize().map_err(CliError::io(folder))?;
+        Ok(folder.join(format!("spdk-dm-{bdev}.nbd")))
+    }
+
+    /// Serves a bdev to nobody else meanwhile.
+    pub fn open(
+        client: &mut RpcClient,
+        bdev: &str,
+        writable: bool,
+        socket: &Path,
+    ) -> Result<Self, CliError> {
+        let path = Access::path(bdev, socket)?;
+        let params =
+            json!({ "bdev_name": bdev, "path": path, "writable": writable, "exclusive": true });
+        client.call("nbd_export_create", params)?;
+        let connected = UnixStream::connect(&path).and_then(|stream| {
+            stream.set_read_timeout(Some(SILENCE))?;
+            stream.set_write_timeout(Some(SILENCE))?;
+            Client::connect(stream, bdev)
+        });
+        match connected {
+            Ok(data) => Ok(Access {
+                bdev: bdev.to_owned(),
+                path,
+                data,
+            }),
+            Err(source) => {
+                let _ = client.call("nbd_export_delete", json!({ "path": path }));
+                Err(CliError::Io { path, source })
+            }
+        }
+    }
+
+    /// What goes wrong on this connection.
+    pub fn failed(&self, source: std::io::Error) -> CliError {
+        CliError::Usage(format!("bdev '{}': {source}", self.bdev))
+    }
+
+    /// Ends it.
+    pub fn close(self, client: &mut RpcClient) -> Result<(), CliError> {
+        let Access { path, data, .. } = self;
+        // What matters was answered before; the export goes anyway.
+        let _ = data.disconnect();
+        client.call("nbd_export_delete", json!({ "path": path }))?;
+        Ok(())
+    }
+}
+
+/// Runs of data blocks of `block` bytes as extents that join where they can, within `size_bytes`.
+fn in_blocks(runs: Vec<(u64, u64, bool)>, block: u64, size_bytes: u64) -> Vec<Extent> {
+    let per = block / BLOCK_BYTES;
+    let all = size_bytes.div_ceil(BLOCK_BYTES);
+    let mut extents: Vec<Extent> = Vec::new();
+    for (begin, length, data) in runs {
+        let first = begin.saturating_mul(per);
+        let count = length.saturating_mul(per).min(all.saturating_sub(first));
+        match extents.last_mut() {
+            _ if count == 0 => {}
+            Some(last) if last.first + last.count == first && last.data == data => {
+                last.count += count
+            }
+            _ => extents.push(Extent { first, count, data }),
+        }
+    }
+    extents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs join, and nothing reaches beyond the end of the device.
+    #[test]
+    fn extents_of_runs() {
+        let extent = |first, count, data| Extent { first, count, data };
+        let runs = vec![
+            (0, 2, true),
+            (2, 1, true),
+            (3, 1, false),
+            (10, 5, true),
+            (90, 1, true),
+        ];
+        let size = 23 * BLOCK_BYTES - 512;
+        assert_eq!(
+            in_blocks(runs, 2 * BLOCK_BYTES, size),
+            [extent(0, 6, true), extent(6, 2, false), extent(20, 3, true)]
+        );
+    }
+}
