@@ -129,7 +129,16 @@ def test_pool(target):
     assert (waits.returncode, b'removed' in said or b'no device' in said) == (1, True), said
     assert dm('ls') == 'No devices found\n'
     assert dm('create', 'pool', '--table', table) == ''
-    dm('remove', 'pool')
+    # One that waits for its bdevs is listed, has no status, and can be removed.
+    target.rpc.call('thin_pool_create', name='later', metadata_bdev='no1', data_bdev='no2', wait=True)
+    assert dm.json('ls')[0] == {'name': 'later', 'target': 'thin-pool', 'state': 'waiting'}
+    for words in ([], ['--target', 'thin-pool']):
+        done = dm.run('status', *words)
+        assert (done.returncode, "'later'" in done.stderr) == (1, True), done
+        assert done.stdout.startswith('pool: 0 131072 thin-pool ')
+    assert dm('status', 'pool', '--target', 'thin') == ''
+    assert "'none'" in dm.refused('status', 'none', '--target', 'thin')
+    dm('remove', '--force', 'later', 'pool')
 
 
 def test_events(target):
