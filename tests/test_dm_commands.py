@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`spdk-dm` and a running target: devices in the words of dmsetup."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from harness.pool import host_of, random_file
 from harness.process import SpdkProcess, launch, program
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +63,7 @@ def target_with_bdevs(lab):
 def test_commands_of_the_documentation(lab, target):
     """Every command of docs/commands.md does what stands there."""
     blocks = re.findall(r'```console\n(.*?)```', (ROOT / 'docs' / 'commands.md').read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     # The documentation names no socket; the function is where it does not matter.
     prelude = f'''
         spdk-dm() {{
@@ -125,7 +129,16 @@ def test_pool(target):
     assert (waits.returncode, b'removed' in said or b'no device' in said) == (1, True), said
     assert dm('ls') == 'No devices found\n'
     assert dm('create', 'pool', '--table', table) == ''
-    dm('remove', 'pool')
+    # One that waits for its bdevs is listed, has no status, and can be removed.
+    target.rpc.call('thin_pool_create', name='later', metadata_bdev='no1', data_bdev='no2', wait=True)
+    assert dm.json('ls')[0] == {'name': 'later', 'target': 'thin-pool', 'state': 'waiting'}
+    for words in ([], ['--target', 'thin-pool']):
+        done = dm.run('status', *words)
+        assert (done.returncode, "'later'" in done.stderr) == (1, True), done
+        assert done.stdout.startswith('pool: 0 131072 thin-pool ')
+    assert dm('status', 'pool', '--target', 'thin') == ''
+    assert "'none'" in dm.refused('status', 'none', '--target', 'thin')
+    dm('remove', '--force', 'later', 'pool')
 
 
 def test_events(target):
@@ -167,3 +180,102 @@ def test_a_target_without_the_plugin(lab):
     assert (done.returncode, done.stdout) == (1, '')
     assert 'LD_PRELOAD=libspdk_dm.so' in done.stderr and plain.socket in done.stderr
     assert plain.stop() == 0
+
+
+SAMPLE = re.compile(r'(?P<name>[a-z_]+)(\{(?P<labels>[a-z]+="[^"]*"(,[a-z]+="[^"]*")*)\})? (?P<value>\S+)')
+
+
+def samples(text):
+    """The samples of a scrape: a value by name and labels."""
+    lines = text.splitlines()
+    assert lines[-1] == '# EOF'
+    described, found = set(), {}
+    for line in lines[:-1]:
+        if line.startswith('# '):
+            described.add(line.split()[2])
+            continue
+        sample = SAMPLE.fullmatch(line)
+        assert sample, line
+        assert sample['name'].removesuffix('_total') in described
+        key = (sample['name'], sample['labels'] or '')
+        assert key not in found
+        found[key] = float(sample['value'])
+    return found
+
+
+@contextlib.contextmanager
+def exporter(rpc_socket):
+    """Serves the figures of a target, at a URL."""
+    arguments = [program('spdk-dm'), 'metrics', '-s', rpc_socket, '--listen', '127.0.0.1:0']
+    process = subprocess.Popen(arguments, text=True, stderr=subprocess.PIPE)
+    try:
+        yield process.stderr.readline().split()[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def scrape(url):
+    return urllib.request.urlopen(url, timeout=HANG_SECONDS)
+
+
+def test_metrics(lab, target):
+    """A scrape has the figures of each kind of device, as the target's own methods tell them, and all that the
+    dashboard asks for; `top` shows them."""
+    dm = Commands(target)
+    dm('create', 'pool', '--table', '0 131072 thin-pool meta data 128 0')
+    dm('message', 'pool', '0', 'create_thin', '5')
+    dm('create', 'thin', '--table', '0 65536 thin pool 5')
+    dm('create', 'era', '--table', '0 131072 era eras origin 128')
+    dm('create', 'base', '--table', '0 131072 snapshot-origin era')
+    dm('create', 'snap', '--table', '0 131072 snapshot era cow P 32')
+    host_of(lab, target, 'thin').run('write', str(random_file(lab.folder / 'two', 2)))
+    with exporter(target.process.socket) as url:
+        with scrape(url) as answer:
+            assert answer.headers['Content-Type'].startswith('application/openmetrics-text')
+            found = samples(answer.read().decode())
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            scrape(url + '/other')
+        assert caught.value.code == 404
+
+    pool = target.rpc.call('thin_pool_status', name='pool')
+    status = {field: found[f'spdk_dm_pool_{field}', 'pool="pool"'] for field in (
+        'used_data_blocks', 'total_data_blocks', 'used_metadata_blocks', 'mapping_cache_used_bytes')}
+    assert status == {field: pool[field] for field in status} and status['used_data_blocks'] == 32
+    assert found['spdk_dm_pool_data_block_size_bytes', 'pool="pool"'] == 65536
+    assert found['spdk_dm_pool_provisioned_blocks_total', 'pool="pool"'] == 32
+    modes = {key[1]: value for key, value in found.items() if key[0] == 'spdk_dm_pool_mode'}
+    assert modes['pool="pool",mode="rw"'] == 1 and sum(modes.values()) == 1 and len(modes) == 4
+    assert found['spdk_dm_thin_mapped_blocks', 'pool="pool",id="5",bdev="thin"'] == 32
+    assert found['spdk_dm_era_current_era', 'era="era"'] == 1
+    assert found['spdk_dm_snapshot_total_bytes', 'origin="base",snapshot="snap"'] == 65536 * 512
+    assert found['spdk_dm_bdev_written_bytes_total', 'bdev="thin"'] == 2 << 20
+    assert found['spdk_dm_bdev_write_seconds_total', 'bdev="thin"'] > 0
+    assert found['spdk_dm_up', ''] == 1
+
+    names = {name for name, _ in found}
+    # A figure whose field a status has no more would go unnoticed else. There is neither a metadata snapshot nor a
+    # merge.
+    documented = re.findall(r'^\| `(spdk_dm_\w+)`', (ROOT / 'docs' / 'metrics.md').read_text(), re.M)
+    assert set(documented) - names == {'spdk_dm_era_metadata_snap', 'spdk_dm_snapshot_merge'}
+    assert names <= set(documented)
+    dashboard = json.loads((ROOT / 'docs' / 'grafana.json').read_text())
+    asked = {name for panel in dashboard['panels'] for query in panel.get('targets', [])
+             for name in re.findall(r'spdk_dm_\w+', query['expr'])}
+    assert len(asked) > 20 and asked <= names, asked - names
+
+    # Every device has its row, in each of two looks.
+    rows = [line.split() for line in dm('top', '--interval', '1', '--count', '2').splitlines()]
+    for row in (['pool', 'rw', '3.1%', '64.00', 'MiB'], ['era', 'open', '1'], ['base', 'open'],
+                ['snap', 'good', '-'], ['thin', '0', '0']):
+        assert len([found for found in rows if found[:len(row)] == row]) == 2, (row, rows)
+
+
+def test_metrics_without_a_target(lab):
+    """A target that does not answer is a figure, too; printed once, it is an error."""
+    socket = str(lab.folder / 'none.sock')
+    with exporter(socket) as url, scrape(url) as answer:
+        assert samples(answer.read().decode()) == {('spdk_dm_up', ''): 0}
+    done = subprocess.run([program('spdk-dm'), 'metrics', '-s', socket], capture_output=True, text=True,
+                          timeout=HANG_SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (1, '') and socket in done.stderr

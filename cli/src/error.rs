@@ -7,6 +7,7 @@ use bdev::ploop::{PloopError, Problem};
 use bdev::thin::metadata::ThinError;
 use bdev::thin::metadata::restore::RestoreError;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// An error of a command; the text names the file and, where there is one, the remedy.
@@ -102,6 +103,14 @@ pub enum CliError {
         path: PathBuf,
         /// What is there.
         what: &'static str,
+    },
+    /// An address that cannot be served.
+    #[error("{address}: {what}; give another address to --listen")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What.
+        what: String,
     },
     /// A running target has not done what it was asked.
     #[error(transparent)]

@@ -14,12 +14,14 @@ mod era;
 mod error;
 mod file;
 mod manual;
+mod metrics;
 mod new_metadata;
 mod output;
 mod ploop;
 mod progress;
 mod rpc_client;
 mod thin;
+mod top;
 pub mod xml;
 
 use clap::{Args, Parser, Subcommand};
@@ -63,6 +65,10 @@ enum Command {
     /// Devices of a running target
     #[command(flatten)]
     Dm(dm::Verb),
+    /// Print what a running target measures as OpenMetrics, or serve it for Prometheus
+    Metrics(metrics::MetricsArgs),
+    /// Show what a running target does, live
+    Top(top::TopArgs),
     /// Print completions for a shell, e.g. into /usr/share/bash-completion/completions/spdk-dm
     Completions(manual::CompletionsArgs),
     /// Write manual pages
@@ -92,6 +98,8 @@ pub fn main() -> ExitCode {
         Command::Short(verb) => verb.run(cli.global),
         Command::Backup(verb) => verb.run(cli.global),
         Command::Dm(verb) => verb.run(cli.global),
+        Command::Metrics(args) => args.run(cli.global),
+        Command::Top(args) => args.run(),
         Command::Completions(args) => args.run(),
         Command::Man(args) => args.run(),
         Command::Era(verb) => verb.run(cli.global),

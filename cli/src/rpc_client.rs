@@ -81,6 +81,11 @@ pub enum RpcError {
 }
 
 impl RpcError {
+    /// Whether the target has answered, and refuses.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, RpcError::Refused { .. })
+    }
+
     /// Whether what the call names is not there.
     pub fn is_no_device(&self) -> bool {
         matches!(self, RpcError::Refused { code, .. } if *code == -i64::from(libc::ENODEV))

@@ -7,8 +7,8 @@ use crate::wire::{
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 
-/// Most requests under way. Servers take at least this many without waiting for their replies to be
-/// read, so that one thread may both send and receive.
+/// Most requests under way. Servers take at least this many of up to 256 KiB without waiting for their
+/// replies to be read, so that one thread may both send and receive.
 pub const MAX_DEPTH: usize = 16;
 
 /// Longest answer to an option.

@@ -4,7 +4,7 @@ use super::source::{BLOCK_BYTES, Extent, Pool};
 use super::stream::{End, Header, Piece, Reader, StreamError, Writer};
 use super::{damaged, new_uuid};
 use crate::Global;
-use crate::dm::Target;
+use crate::dm::Server;
 use crate::error::CliError;
 use crate::progress::Progress;
 use clap::Args;
@@ -65,7 +65,7 @@ struct How {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     limit_mib: Option<u64>,
     #[command(flatten)]
-    target: Target,
+    server: Server,
 }
 
 impl FullArgs {
@@ -104,7 +104,7 @@ impl IncrArgs {
         };
         back_up(&wanted, &self.how, global)?;
         if let (Some(since), false) = (&wanted.since, self.keep) {
-            let mut client = self.how.target.connect()?;
+            let mut client = self.how.server.connect()?;
             let mut pool = Pool::new(&mut client, &wanted.pool);
             let old = pool.snapshot_of(since)?;
             pool.delete(old.id)?;
@@ -135,7 +135,7 @@ struct Begun {
 }
 
 fn back_up(wanted: &Wanted, how: &How, global: Global) -> Result<End, CliError> {
-    let mut client = how.target.connect()?;
+    let mut client = how.server.connect()?;
     let mut pool = Pool::new(&mut client, &wanted.pool);
     let since = match &wanted.since {
         Some(since) => Some(pool.snapshot_of(since)?.id),
@@ -155,7 +155,7 @@ fn back_up(wanted: &Wanted, how: &How, global: Global) -> Result<End, CliError> 
         .extents(snapshot, since, begun.header.size_bytes)
         .and_then(|extents| {
             let sectors = begun.header.size_bytes / 512;
-            let mut access = pool.open(snapshot, false, sectors, &uuid, how.target.socket())?;
+            let mut access = pool.open(snapshot, false, sectors, &uuid, how.server.socket())?;
             let limit = Limit::new(how.limit_mib);
             let progress = Progress::new(global.quiet, "backing up");
             let copied = copy(&mut access.data, begun, &extents, &limit, &progress);

@@ -5,7 +5,7 @@ use super::source::{Access, BLOCK_BYTES, Pool};
 use super::stream::{Header, Piece, Reader};
 use super::verify::verify_chain;
 use crate::Global;
-use crate::dm::Target;
+use crate::dm::Server;
 use crate::error::CliError;
 use crate::progress::Progress;
 use crate::rpc_client::RpcClient;
@@ -35,7 +35,7 @@ pub struct RestoreArgs {
     #[arg(long)]
     no_verify: bool,
     #[command(flatten)]
-    target: Target,
+    server: Server,
 }
 
 #[derive(Args)]
@@ -163,15 +163,15 @@ impl RestoreArgs {
     }
 
     fn to_bdev(&self, bdev: &str, last: &Header, global: Global) -> Result<(), CliError> {
-        let mut client = self.target.connect()?;
-        let mut access = Access::open(&mut client, bdev, true, self.target.socket())?;
+        let mut client = self.server.connect()?;
+        let mut access = Access::open(&mut client, bdev, true, self.server.socket())?;
         let restored = self.fill(&mut access, last, true, global);
         let closed = access.close(&mut client);
         restored.and(closed)
     }
 
     fn to_pool(&self, name: &str, last: &Header, global: Global) -> Result<(), CliError> {
-        let mut client: RpcClient = self.target.connect()?;
+        let mut client: RpcClient = self.server.connect()?;
         let mut pool = Pool::new(&mut client, name);
         let id = u64::from(self.id.unwrap_or_default());
         if pool.devices()?.iter().any(|device| device.id == id) {
@@ -180,7 +180,7 @@ impl RestoreArgs {
             )));
         }
         let sectors = last.size_bytes / 512;
-        let mut access = pool.open(id, true, sectors, &last.uuid, self.target.socket())?;
+        let mut access = pool.open(id, true, sectors, &last.uuid, self.server.socket())?;
         let restored = self.fill(&mut access, last, false, global);
         let closed = pool.close(access);
         let done = restored.and(closed);

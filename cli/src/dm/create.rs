@@ -16,8 +16,8 @@ pub struct CreateArgs {
     /// Name of the new device
     #[arg(value_parser = device_name)]
     name: String,
-    /// The table line with names of bdevs for devices, e.g. '0 2097152 thin-pool META DATA 128 0', '0 2097152 thin POOL 0',
-    /// '0 2097152 era META ORIGIN 128'
+    /// The table line with names of bdevs for devices, e.g. '0 2097152 thin-pool META DATA 128 0',
+    /// '0 2097152 thin POOL 0', '0 2097152 era META ORIGIN 128'
     #[arg(long)]
     table: Option<String>,
     /// File with the table, instead of --table (default: standard input)

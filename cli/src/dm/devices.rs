@@ -50,7 +50,8 @@ impl Origin {
     }
 }
 
-const OPEN: &str = "open";
+/// The state of a device that works.
+pub const OPEN: &str = "open";
 
 fn ask<T: serde::de::DeserializeOwned>(
     client: &mut RpcClient,
@@ -61,13 +62,14 @@ fn ask<T: serde::de::DeserializeOwned>(
     serde_json::from_value(answer).map_err(|_| odd(method))
 }
 
-/// The names of a pool's active thin devices. None if it has gone, or is not open.
+/// The names of a pool's active thin devices; one that is not open has none. None: there is no such pool.
 pub fn thins(client: &mut RpcClient, pool: &str) -> Result<Option<Vec<String>>, CliError> {
     match ask::<Vec<Thin>>(client, "thin_list", json!({ "pool": pool })) {
         Ok(list) => Ok(Some(
             list.into_iter().filter_map(|thin| thin.bdev_name).collect(),
         )),
         Err(CliError::Rpc(error)) if error.is_no_device() => Ok(None),
+        Err(CliError::Rpc(error)) if error.is_refusal() => Ok(Some(Vec::new())),
         Err(error) => Err(error),
     }
 }

@@ -53,8 +53,8 @@ pub enum TableError {
     Several(usize),
 }
 
-/// The line of a table as people write it: empty lines and those that begin with # do not count, devices may be given as
-/// /dev/mapper/NAME.
+/// The line of a table as people write it: empty lines and those that begin with # do not count, devices may be
+/// given as /dev/mapper/NAME.
 pub fn table_line(text: &str) -> Result<String, TableError> {
     let lines = text.lines().map(str::trim);
     let lines: Vec<&str> = lines

@@ -16,7 +16,8 @@ pub struct MessageArgs {
     /// Sector of the device the message is for: 0
     sector: u64,
     /// The message. To a pool: create_thin ID, create_snap ID ORIGIN, delete ID, set_transaction_id CURRENT NEW,
-    /// reserve_metadata_snap, release_metadata_snap. To an era target: checkpoint, take_metadata_snap, drop_metadata_snap
+    /// reserve_metadata_snap, release_metadata_snap. To an era target: checkpoint, take_metadata_snap,
+    /// drop_metadata_snap
     #[arg(required = true)]
     message: Vec<String>,
 }

@@ -54,21 +54,18 @@ impl Verb {
     }
 }
 
-/// Where the target is, and how its answers are shown.
+/// Where the target is.
 #[derive(Args)]
-pub struct Target {
+pub struct Server {
     /// RPC socket of the target
     #[arg(short, long, value_name = "PATH", default_value = "/var/tmp/spdk.sock")]
     socket: PathBuf,
     /// How long the target may take to answer a call, in seconds
     #[arg(short, long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
-impl Target {
+impl Server {
     /// The target's RPC socket.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -78,6 +75,23 @@ impl Target {
     pub fn connect(&self) -> Result<RpcClient, CliError> {
         let limit = Duration::from_secs(self.timeout);
         Ok(RpcClient::connect(&self.socket, limit)?)
+    }
+}
+
+/// Where the target is, and how its answers are shown.
+#[derive(Args)]
+struct Target {
+    #[command(flatten)]
+    server: Server,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Target {
+    /// Connects to it.
+    fn connect(&self) -> Result<RpcClient, CliError> {
+        self.server.connect()
     }
 
     /// Prints a result: as JSON if that was asked for, else as lines.
@@ -115,7 +129,7 @@ fn ask(
 }
 
 /// An answer that is not what the method is documented to give.
-fn odd(method: &str) -> CliError {
+pub fn odd(method: &str) -> CliError {
     CliError::Usage(format!(
         "{method}: the answer is not as expected; are spdk-dm and the plugin of the same version?"
     ))

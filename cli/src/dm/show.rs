@@ -1,6 +1,6 @@
 //! `spdk-dm ls`, `status`, `table`.
 
-use super::devices::{Device, list};
+use super::devices::{Device, OPEN, list};
 use super::line::TableLine;
 use super::{Target, ask, complain, device_name, odd};
 use crate::error::CliError;
@@ -85,6 +85,35 @@ impl LsArgs {
 }
 
 impl Which {
+    /// The devices to ask about, and whether one may have gone since: one that was asked for by its name must be there,
+    /// and one that is not open says why.
+    fn choose(&self, client: &mut RpcClient) -> Result<Vec<(String, bool)>, CliError> {
+        let named = self.names.iter().cloned();
+        let Some(target) = &self.target else {
+            if !self.names.is_empty() {
+                return Ok(named.map(|name| (name, false)).collect());
+            }
+            let all = list(client, None)?.into_iter();
+            return Ok(all
+                .map(|device| (device.name, device.state == OPEN))
+                .collect());
+        };
+        let (of_type, others): (Vec<_>, Vec<_>) = list(client, None)?
+            .into_iter()
+            .partition(|device| device.target == target);
+        if self.names.is_empty() {
+            let of_type = of_type.into_iter();
+            return Ok(of_type
+                .map(|device| (device.name, device.state == OPEN))
+                .collect());
+        }
+        let is_other = |name: &String| others.iter().any(|device| device.name == *name);
+        Ok(named
+            .filter(|name| !is_other(name))
+            .map(|name| (name, false))
+            .collect())
+    }
+
     /// Asks about each device, and returns what was found, with its line. What some of all devices
     /// refuse is said, and the others are shown.
     fn each<T>(
@@ -92,26 +121,9 @@ impl Which {
         client: &mut RpcClient,
         look: impl Fn(&mut RpcClient, &str) -> Result<(String, T), CliError>,
     ) -> Result<(Vec<T>, String, bool), CliError> {
-        let of_type = match &self.target {
-            None if !self.names.is_empty() => None,
-            target => {
-                let found = list(client, target.as_deref())?;
-                Some(
-                    found
-                        .into_iter()
-                        .map(|device| device.name)
-                        .collect::<Vec<_>>(),
-                )
-            }
-        };
-        let names: Vec<&String> = match (&of_type, self.names.is_empty()) {
-            (None, _) => self.names.iter().collect(),
-            (Some(found), true) => found.iter().collect(),
-            (Some(found), false) => self.names.iter().filter(|n| found.contains(n)).collect(),
-        };
         let (mut all, mut lines, mut well) = (Vec::new(), String::new(), true);
-        for name in names {
-            match look(client, name) {
+        for (name, may_go) in self.choose(client)? {
+            match look(client, &name) {
                 Ok((line, found)) => {
                     let _ = match self.names.len() {
                         1 => writeln!(lines, "{line}"),
@@ -120,7 +132,7 @@ impl Which {
                     all.push(found);
                 }
                 // It went while the others were looked at.
-                Err(CliError::Rpc(error)) if self.names.is_empty() && error.is_no_device() => {}
+                Err(CliError::Rpc(error)) if may_go && error.is_no_device() => {}
                 Err(error @ CliError::Rpc(_)) => {
                     complain(&error);
                     well = false;
