@@ -62,6 +62,9 @@ impl Operator {
     fn settle(&self, expected: Option<Chain>) {
         self.world.next_chain.take();
         let chain = self.world.chain_of(&self.ploop);
+        self.world
+            .executor
+            .trace(|| format!("the chain is {chain:?}"));
         if let Some(expected) = expected
             && expected != chain
         {
