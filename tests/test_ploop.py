@@ -23,13 +23,13 @@ def test_images_both_ways(lab, cluster, block_bytes):
     """A random image that QEMU has made reads the same through the bdev; written to through it, also by unmaps
     and zeroings, QEMU finds nothing wrong and reads the same; an image that we have made is QEMU's, too."""
     dice = random.Random(cluster)
-    size = 40 * MIB
-    theirs = make(lab.folder / 'theirs', 40, cluster, 64)
-    fill(theirs, dice, 25, size)
+    size = 24 * MIB
+    theirs = make(lab.folder / 'theirs', 24, cluster, 40)
+    fill(theirs, dice, 20, size)
     held = bytearray(flat(theirs))
     target = lab.target()
     rpc = target.rpc
-    bdevs(target, block_bytes, theirs=theirs, ours=lab.file('ours', 64))
+    bdevs(target, block_bytes, theirs=theirs, ours=lab.file('ours', 40))
     rpc.call('ploop_create', name='p', top_bdev='theirs')
     device = Device(lab, target, 'p', size)
     assert device.read() == held
@@ -43,7 +43,7 @@ def test_images_both_ways(lab, cluster, block_bytes):
     device.host.run('clear', 'unmap', '--offset', str(16 * MIB), '--length', str(4 * MIB))
     held[16 * MIB:20 * MIB] = bytes(4 * MIB)
     assert read_image(theirs).in_use
-    rpc.call('ploop_create', name='q', top_bdev='ours', size_mib=40, cluster_size_sectors=cluster // 512)
+    rpc.call('ploop_create', name='q', top_bdev='ours', size_mib=24, cluster_size_sectors=cluster // 512)
     other = Device(lab, target, 'q', size)
     other.write(0, bytes(held))
     assert rpc.call('ploop_status', name='q')['top']['format'] == 'ploop1_v2'
