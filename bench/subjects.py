@@ -14,6 +14,8 @@ ERA_MIB = 8192
 # Of memory, so no larger than hugepages allow.
 MEMORY_MIB = 2048
 CLUSTER_BYTES = 65536
+# All clusters of 1 MiB are written to within a moment.
+PLOOP_MIB = 64
 
 
 def method(rpc, **params):
@@ -67,8 +69,8 @@ def thin_empty(zeroing: bool):
             method('thin_create', pool='pool', id=1, bdev_name='x', size_mib=MEMORY_MIB)], 'x'
 
 
-def lvol(thin: bool, mib=MEMORY_MIB * 7 // 8):
-    return [malloc(), method('bdev_lvol_create_lvstore', bdev_name='data', lvs_name='lvs',
+def lvol(thin: bool, mib=MEMORY_MIB * 7 // 8, base_mib=MEMORY_MIB):
+    return [malloc(mib=base_mib), method('bdev_lvol_create_lvstore', bdev_name='data', lvs_name='lvs',
                              cluster_sz=CLUSTER_BYTES),
             method('bdev_lvol_create', lvol_name='x', size=mib << 20, lvs_name='lvs',
                    thin_provision=thin)], 'lvs/x'
@@ -135,6 +137,20 @@ def origin_to_snapshot(mib=MEMORY_MIB // 2):
     return origin(malloc(mib=mib), malloc('cow', mib + 64), method('bdev_get_bdevs', name='x'))
 
 
+def ploop_chain(nr_lower):
+    """A disk whose clusters of 1 MiB are all in the oldest of so many lower deltas, a raw null bdev: only reading
+    it leaves that so. Few enough clusters that all BATs have been read after a moment."""
+    images = [malloc(f'image{number}', 2) for number in range(nr_lower)]
+    create = method('ploop_create', name='x', top_bdev='image0', lower_bdevs=['raw@data'], size_mib=ERA_MIB)
+    snapshots = [method('ploop_snapshot', name='x', new_top_bdev=f'image{number}') for number in range(1, nr_lower)]
+    return [null(ERA_MIB), *images, create, *snapshots], 'x'
+
+
+def ploop_written():
+    """An image of so few clusters of 1 MiB that all have been written after a moment of random writes."""
+    return [malloc(mib=PLOOP_MIB + 8), method('ploop_create', name='x', top_bdev='data', size_mib=PLOOP_MIB)], 'x'
+
+
 # Name: folder -> (configuration, bdev). For bdevperf, everything mapped.
 MAPPED = {
     'null': lambda folder: ([null()], 'data'),
@@ -151,6 +167,12 @@ MAPPED = {
     'origin on null, no snapshot': lambda folder: origin(null(ERA_MIB)),
     'origin on null, all copied': lambda folder: origin_copied(),
     'snapshot on malloc': lambda folder: snapshot_read(),
+    'ploop on null, 1 delta': lambda folder: ploop_chain(1),
+    'ploop on null, 8 deltas': lambda folder: ploop_chain(8),
+    'ploop on null, 64 deltas': lambda folder: ploop_chain(64),
+    'passthru on malloc, 64 MiB': lambda folder: passthru(malloc(mib=PLOOP_MIB)),
+    'lvol on malloc, 64 MiB': lambda folder: lvol(thin=False, mib=PLOOP_MIB, base_mib=2 * PLOOP_MIB),
+    'ploop on malloc, 64 MiB': lambda folder: ploop_written(),
 }
 
 # Name: () -> (configuration, bdev). Each block written to for the first time.

@@ -59,7 +59,7 @@ def test_load_goes_on_while_stalls_are_looked_for(tmp_path, which):
 
 
 @pytest.mark.parametrize('only', ['nothing mapped', 'with a snapshot', 'discards', 'latency of random reads',
-                                  'random write 4 KiB, depth 32, of an origin, two cores', 'of a snapshot',
+                                  'random write 4 KiB, depth 32, of an origin, two cores', 'of a snapshot', 'random read 4 KiB, depth 32, of ploop',
                                   'writes after a snapshot'])
 def test_rows_are_measured(tmp_path, only):
     found = run(tmp_path, 'run', '--only', only, '--seconds', '1', '--repetitions', '1')

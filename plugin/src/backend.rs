@@ -6,13 +6,17 @@ use crate::readers::Readers;
 use crate::registry::{Registry, no_pool, registry};
 use async_trait::async_trait;
 use bdev::errno::Errno;
+use bdev::ploop::messages::Message;
 use bdev::thin::PoolError;
 use rpc::RpcError;
 use rpc::dispatch::{Answer, Backend, dispatch};
 use rpc::params;
 use rpc::params::{
     DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
-    NbdExportCreate, NbdExportDelete, NbdExportList, PoolName, SnapshotCreate, SnapshotMerge,
+    NbdExportCreate, NbdExportDelete, NbdExportList, PloopAddDelta, PloopCheck, PloopCreate,
+    PloopMerge, PloopNotifyMerged, PloopPushBackupRead, PloopPushBackupStart, PloopPushBackupStop,
+    PloopPushBackupWrite, PloopResize, PloopSetNoresume, PloopSnapshot, PloopStatusOf,
+    PloopTrackingGetNext, PloopUpdateDeltaIndex, PoolName, SnapshotCreate, SnapshotMerge,
     SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate, ThinCreate,
     ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport,
     ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
@@ -362,6 +366,113 @@ impl Backend for Methods {
 
     async fn nbd_export_list(&self, _: NbdExportList) -> Answer {
         Ok(self.0.list_nbd_exports())
+    }
+
+    async fn ploop_create(&self, params: PloopCreate) -> Answer {
+        self.0.create_ploop(params).await
+    }
+
+    async fn ploop_delete(&self, params: Name) -> Answer {
+        self.0.delete_ploop(&params.name).await?;
+        Ok(json!(true))
+    }
+
+    async fn ploop_status(&self, params: PloopStatusOf) -> Answer {
+        if params.wait {
+            self.0.open_ready_ploops().await;
+        }
+        match &params.name {
+            Some(name) => self.0.ploop_status(name),
+            None => self.0.ploop_statuses(),
+        }
+    }
+
+    async fn ploop_check(&self, params: PloopCheck) -> Answer {
+        self.0.check_image(&params).await
+    }
+
+    async fn ploop_suspend(&self, params: Name) -> Answer {
+        self.0.suspend_ploop(&params.name).await
+    }
+
+    async fn ploop_resume(&self, params: Name) -> Answer {
+        self.0.resume_ploop(&params.name)
+    }
+
+    async fn ploop_merge(&self, params: PloopMerge) -> Answer {
+        self.0.ploop_merge(&params).await
+    }
+
+    async fn ploop_merge_cancel(&self, params: Name) -> Answer {
+        self.0.cancel_ploop_merge(&params.name)
+    }
+
+    async fn ploop_tracking_get_next(&self, params: PloopTrackingGetNext) -> Answer {
+        self.0.ploop_tracked(&params).await
+    }
+
+    async fn ploop_push_backup_read(&self, params: PloopPushBackupRead) -> Answer {
+        self.0.ploop_wanted(&params)
+    }
+
+    async fn ploop_push_backup_write(&self, params: PloopPushBackupWrite) -> Answer {
+        self.0.ploop_saved(&params)
+    }
+
+    async fn ploop_add_delta(&self, params: PloopAddDelta) -> Answer {
+        self.0.ploop_call(&params).await
+    }
+
+    async fn ploop_resize(&self, params: PloopResize) -> Answer {
+        self.0.ploop_call(&params).await
+    }
+
+    async fn ploop_notify_merged(&self, params: PloopNotifyMerged) -> Answer {
+        self.0.ploop_call(&params).await
+    }
+
+    async fn ploop_snapshot(&self, params: PloopSnapshot) -> Answer {
+        self.0.ploop_call(&params).await
+    }
+
+    async fn ploop_update_delta_index(&self, params: PloopUpdateDeltaIndex) -> Answer {
+        self.0.ploop_call(&params).await
+    }
+
+    async fn ploop_set_noresume(&self, params: PloopSetNoresume) -> Answer {
+        self.0.ploop_call(&params).await
+    }
+
+    async fn ploop_push_backup_start(&self, params: PloopPushBackupStart) -> Answer {
+        self.0.ploop_call(&params).await
+    }
+
+    async fn ploop_push_backup_stop(&self, params: PloopPushBackupStop) -> Answer {
+        self.0.ploop_call(&params).await
+    }
+
+    async fn ploop_tracking_start(&self, params: Name) -> Answer {
+        self.0
+            .ploop_message(&params.name, Message::TrackingStart)
+            .await
+    }
+
+    async fn ploop_tracking_stop(&self, params: Name) -> Answer {
+        self.0
+            .ploop_message(&params.name, Message::TrackingStop)
+            .await
+    }
+
+    async fn ploop_flip_upper_deltas(&self, params: Name) -> Answer {
+        self.0
+            .ploop_message(&params.name, Message::FlipUpperDeltas)
+            .await
+    }
+
+    async fn ploop_push_backup_get_uuid(&self, params: Name) -> Answer {
+        self.0
+            .ploop_message(&params.name, Message::PushBackupGetUuid)
+            .await
     }
 
     async fn dm_create(&self, params: DmCreate) -> Answer {

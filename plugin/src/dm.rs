@@ -30,7 +30,7 @@ impl Methods {
         RpcError::new(
             Errno::ENODEV,
             format!(
-                "there is no device '{name}'; see thin_pool_status, thin_list, era_status and snapshot_status"
+                "there is no device '{name}'; see thin_pool_status, thin_list, era_status, snapshot_status and ploop_status"
             ),
         )
     }
@@ -56,6 +56,7 @@ impl Methods {
             Table::SnapshotMerge(length, found) => {
                 self.0.dm_snapshot_merge(params.name, length, found).await
             }
+            Table::Ploop(ploop) => self.ploop_create(ploop).await,
         }
     }
 
@@ -65,6 +66,7 @@ impl Methods {
             true => self.thin_pool_delete(params).await,
             false if self.has_era(&params.name) => self.era_delete(params).await,
             false if self.has_snapshot(&params.name) => self.snapshot_delete(params).await,
+            false if self.0.has_ploop(&params.name) => self.ploop_delete(params).await,
             false if self.thin(&params.name).is_some() => {
                 self.0.deactivate(&params.name, false).await?;
                 Ok(json!(true))
@@ -79,6 +81,9 @@ impl Methods {
         if self.has_era(&name) {
             self.0.era_message(&name, &params.message).await?;
             return Ok(json!(true));
+        }
+        if self.0.has_ploop(&name) {
+            return self.0.ploop_dm_message(&name, &params.message).await;
         }
         if !self.has_pool(&name) {
             return Err(match self.thin(&name) {
@@ -137,6 +142,9 @@ impl Methods {
         if self.has_snapshot(&name) {
             return self.0.snapshot_dm_status(&name);
         }
+        if self.0.has_ploop(&name) {
+            return self.0.ploop_dm_status(&name);
+        }
         let (pool, id, _) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
         let open = self.0.open_entry(&pool)?;
         let found = open.pool.thin_status(id).await.map_err(refuse)?;
@@ -161,6 +169,9 @@ impl Methods {
         }
         if self.has_snapshot(&name) {
             return self.0.snapshot_dm_table(&name);
+        }
+        if self.0.has_ploop(&name) {
+            return self.0.ploop_dm_table(&name);
         }
         let (_, _, sectors) = self.thin(&name).ok_or_else(|| Self::no_device(&name))?;
         let thins = self.0.thins.borrow();

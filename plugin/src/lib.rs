@@ -17,6 +17,7 @@ mod moving_bases;
 mod nbd;
 mod new_file;
 mod opening;
+mod ploops;
 mod pool_status;
 mod readers;
 mod registry;

@@ -10,9 +10,11 @@ use crate::export::ExportEntry;
 use crate::host::PoolChannel;
 use crate::life::Life;
 use crate::nbd::NbdExport;
+use crate::ploops::PloopEntry;
 use crate::readers::Readers;
 use crate::snapshots::OriginEntry;
 use bdev::errno::Errno;
+use bdev::ploop::PloopEvent;
 use bdev::snapshot::SnapshotEvent;
 use bdev::thin::{Pool, PoolEvent};
 use rpc::RpcError;
@@ -88,6 +90,8 @@ pub struct Registry {
     pub eras: RefCell<BTreeMap<String, EraEntry>>,
     /// Origins with their snapshots, by name.
     pub origins: RefCell<BTreeMap<String, OriginEntry>>,
+    /// Ploop targets, by name.
+    pub ploops: RefCell<BTreeMap<String, PloopEntry>>,
     /// Exported metadata snapshots, by pool or era target.
     pub exports: RefCell<BTreeMap<String, ExportEntry>>,
     /// Bdevs served over NBD, by path.
@@ -109,7 +113,12 @@ pub struct DmModule;
 impl Module for DmModule {
     fn init(&self) -> Result<(), i32> {
         let registry = ThreadBound::new(Rc::new(Registry::default())).ok_or(22)?;
-        for name in PoolEvent::NAMES.into_iter().chain(SnapshotEvent::NAMES) {
+        let of_origins = SnapshotEvent::NAMES.into_iter();
+        for name in PoolEvent::NAMES
+            .into_iter()
+            .chain(of_origins)
+            .chain(PloopEvent::NAMES)
+        {
             spdk::logging::register_notification(name)?;
         }
         REGISTRY.set(registry).map_err(|_| 17)
@@ -119,6 +128,7 @@ impl Module for DmModule {
         if let Some(registry) = registry() {
             registry.stopping.set(true);
             registry.nbd_exports.take();
+            registry.let_ploops_go();
             registry.close_idle_pools();
         }
     }
@@ -148,7 +158,8 @@ impl Module for DmModule {
         let eras = registry.eras_ready();
         let (origins, cows_of) = (registry.origins_ready(), registry.cows_ready());
         let nothing = ready.is_empty() && origins_came.is_empty() && eras.is_empty();
-        let nothing = nothing && origins.is_empty() && cows_of.is_empty();
+        let ploops = registry.ploops_ready();
+        let nothing = nothing && origins.is_empty() && cows_of.is_empty() && ploops.is_empty();
         if nothing || registry.stopping.get() {
             return;
         }
@@ -173,6 +184,9 @@ impl Module for DmModule {
             }
             for name in cows_of {
                 registry.cows_came_back(&name).await;
+            }
+            for name in ploops {
+                registry.open_ploop_and_log(&name).await;
             }
             drop(done);
         });
@@ -202,6 +216,7 @@ impl Registry {
             .chain(waiting.map(|entry| call("thin_activate", &entry.params)))
             .chain(self.waiting_eras_config())
             .chain(self.origins_config())
+            .chain(self.ploops_config())
             .collect()
     }
 
@@ -312,7 +327,11 @@ impl Registry {
     pub fn finish_if_closed(&self) {
         let pools = self.pools.borrow();
         let pools_closed = pools.values().all(|entry| entry.life.is_waiting());
-        if pools_closed && self.eras_are_closed() && self.origins_are_closed() {
+        if pools_closed
+            && self.eras_are_closed()
+            && self.origins_are_closed()
+            && self.ploops_are_closed()
+        {
             self.stopped.borrow_mut().clear();
         }
     }
@@ -322,6 +341,7 @@ impl Registry {
             || self.eras.borrow().contains_key(name)
             || self.has_origin(name)
             || self.origin_of(name).is_some()
+            || self.has_ploop(name)
     }
 
     /// Refuses the name of a target and its bdev that something has already.
@@ -353,7 +373,7 @@ fn taken(name: &str) -> RpcError {
     RpcError::new(
         Errno::EEXIST,
         format!(
-            "there is a bdev, pool, era target, origin or snapshot '{name}' already; choose another name"
+            "there is a bdev, pool, era target, origin, snapshot or ploop target '{name}' already; choose another name"
         ),
     )
 }

@@ -129,14 +129,14 @@ def spdk_rpc_plugin_initialize(subparsers):
 
     p = subparsers.add_parser('dm_create', help='Create a device from a device-mapper table line with bdev names for devices', description='Create a device from a device-mapper table line with bdev names for devices')
     p.add_argument('name', help='Name of the device')
-    p.add_argument('table', help='e.g. \'0 2097152 thin-pool META DATA 128 0\', \'0 2097152 thin POOL 1\', \'0 2097152 era META ORIGIN 128\' or \'0 2097152 snapshot ORIGIN COW P 16\'')
+    p.add_argument('table', help='e.g. \'0 2097152 thin-pool META DATA 128 0\', \'0 2097152 thin POOL 1\', \'0 2097152 era META ORIGIN 128\' \'0 2097152 snapshot ORIGIN COW P 16\' or \'0 2097152 ploop 11 TOP BASE\'')
     p.set_defaults(func=lambda args: _call(args, 'dm_create', ['name', 'table']))
 
     p = subparsers.add_parser('dm_remove', help='Remove a device by its name', description='Remove a device by its name')
     p.add_argument('name', help='Name of the device')
     p.set_defaults(func=lambda args: _call(args, 'dm_remove', ['name']))
 
-    p = subparsers.add_parser('dm_message', help='Send a device-mapper message, e.g. \'create_thin 1\' to a pool or \'checkpoint\' to an era target', description='Send a device-mapper message, e.g. \'create_thin 1\' to a pool or \'checkpoint\' to an era target')
+    p = subparsers.add_parser('dm_message', help='Send a device-mapper message, e.g. \'create_thin 1\' to a pool \'checkpoint\' to an era target or \'merge\' to a ploop target', description='Send a device-mapper message, e.g. \'create_thin 1\' to a pool \'checkpoint\' to an era target or \'merge\' to a ploop target')
     p.add_argument('name', help='Name of the device')
     p.add_argument('message', help='The message')
     p.add_argument('--sector', dest='sector', help='As dmsetup has it; must be 0', type=int)
@@ -246,6 +246,131 @@ def spdk_rpc_plugin_initialize(subparsers):
     p = subparsers.add_parser('snapshot_delete', help='Remove a snapshot, a merge that has ended, or an origin without any; what is on the bdevs stays, but a snapshot whose origin is written to meanwhile must not be opened again', description='Remove a snapshot, a merge that has ended, or an origin without any; what is on the bdevs stays, but a snapshot whose origin is written to meanwhile must not be opened again')
     p.add_argument('name', help='Name of the snapshot or origin')
     p.set_defaults(func=lambda args: _call(args, 'snapshot_delete', ['name']))
+
+    p = subparsers.add_parser('ploop_create', help='Make a ploop or Parallels image available as a bdev of this name, alone or with lower deltas; with a size, a bdev of zeroes is formatted first', description='Make a ploop or Parallels image available as a bdev of this name, alone or with lower deltas; with a size, a bdev of zeroes is formatted first')
+    p.add_argument('name', help='Name of the ploop target and of its bdev')
+    p.add_argument('top_bdev', help='Bdev with the image that is written')
+    p.add_argument('--lower-bdevs', dest='lower_bdevs', help='Bdevs with the lower, read-only deltas, oldest first; the first can be raw@BDEV, without a format', type=_words, metavar='WORD,WORD...')
+    p.add_argument('--size-mib', dest='size_mib', help='Size in MiB of a new image; one that is there must have it', type=int)
+    p.add_argument('--size-sectors', dest='size_sectors', help='The same in sectors of 512 bytes, instead of size_mib', type=int)
+    p.add_argument('--cluster-size-sectors', dest='cluster_size_sectors', help='Sectors of 512 bytes per cluster of a new image (default 2048, that is 1 MiB, or that of the lower deltas)', type=int)
+    p.add_argument('--overwrite', dest='overwrite', help='With a size: make a new image whatever the top bdev holds', action='store_true')
+    p.add_argument('--force', dest='force', help='Use an image that says it is in use, as after a crash, if nothing is wrong with it; make sure that nobody else has it open', action='store_true')
+    p.add_argument('--bat-cache-mib', dest='bat_cache_mib', help='Limit in MiB of what is kept of where clusters are, 8 bytes per cluster (default 64)', type=int)
+    p.add_argument('--wait', dest='wait', help='If a bdev is not there yet, open the target when all are', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_create', ['name', 'top_bdev', 'lower_bdevs', 'size_mib', 'size_sectors', 'cluster_size_sectors', 'overwrite', 'force', 'bat_cache_mib', 'wait']))
+
+    p = subparsers.add_parser('ploop_delete', help='Close a ploop target and remove its bdev; what is on its bdevs stays', description='Close a ploop target and remove its bdev; what is on its bdevs stays')
+    p.add_argument('name', help='Name of the ploop target')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_delete', ['name']))
+
+    p = subparsers.add_parser('ploop_status', help='Show a ploop target or all: the chain of deltas, room, merge, tracking, push backup, counters', description='Show a ploop target or all: the chain of deltas, room, merge, tracking, push backup, counters')
+    p.add_argument('--name', dest='name', help='Name of the ploop target (default all)')
+    p.add_argument('--wait', dest='wait', help='As in saved configurations: if a target\'s bdevs are there, wait until it has opened', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_status', ['name', 'wait']))
+
+    p = subparsers.add_parser('ploop_check', help='Look at all of an image that nothing uses: damaged entries, leaks, whether it was closed', description='Look at all of an image that nothing uses: damaged entries, leaks, whether it was closed')
+    p.add_argument('bdev', help='Bdev with the image')
+    p.add_argument('--repair', dest='repair', help='Mark an image as closed that was not, if nothing else is wrong with it; targets that wait for it open', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_check', ['bdev', 'repair']))
+
+    p = subparsers.add_parser('ploop_suspend', help='Hold all I/O until ploop_resume; what was answered before is durable', description='Hold all I/O until ploop_resume; what was answered before is durable')
+    p.add_argument('name', help='Name of the ploop target')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_suspend', ['name']))
+
+    p = subparsers.add_parser('ploop_resume', help='Let I/O go on', description='Let I/O go on')
+    p.add_argument('name', help='Name of the ploop target')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_resume', ['name']))
+
+    p = subparsers.add_parser('ploop_add_delta', help='Put a read-only delta directly below the top one; the target must be suspended', description='Put a read-only delta directly below the top one; the target must be suspended')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('bdev', help='Bdev with the delta')
+    p.add_argument('--raw', dest='raw', help='It has no format; as the oldest delta only', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_add_delta', ['name', 'bdev', 'raw']))
+
+    p = subparsers.add_parser('ploop_resize', help='Make the disk larger while it is in use; save the configuration of what uses its size', description='Make the disk larger while it is in use; save the configuration of what uses its size')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('size_sectors', help='New size in sectors of 512 bytes: a whole number of clusters', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'ploop_resize', ['name', 'size_sectors']))
+
+    p = subparsers.add_parser('ploop_merge', help='Merge the newest lower delta up into the top one, or a lower delta into a neighbour, which is written for this; it then leaves the chain. Save the configuration afterwards', description='Merge the newest lower delta up into the top one, or a lower delta into a neighbour, which is written for this; it then leaves the chain. Save the configuration afterwards')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('--level', dest='level', help='Number of the lower delta that goes: 0 is the oldest', type=int)
+    p.add_argument('--direction', dest='direction', help='forward: into the next newer delta; backward: into the next older one')
+    p.add_argument('--wait', dest='wait', help='Answer when it has ended; otherwise see ploop_status and the notifications', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_merge', ['name', 'level', 'direction', 'wait']))
+
+    p = subparsers.add_parser('ploop_merge_cancel', help='Stop the merge that is under way; what has been copied stays', description='Stop the merge that is under way; what has been copied stays')
+    p.add_argument('name', help='Name of the ploop target')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_merge_cancel', ['name']))
+
+    p = subparsers.add_parser('ploop_notify_merged', help='Tell that a lower delta has been merged into a neighbour from outside: that is read again, the delta leaves the chain', description='Tell that a lower delta has been merged into a neighbour from outside: that is read again, the delta leaves the chain')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('level', help='Number of the lower delta: 0 is the oldest', type=int)
+    p.add_argument('direction', help='forward: into the next newer delta; backward: into the next older one')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_notify_merged', ['name', 'level', 'direction']))
+
+    p = subparsers.add_parser('ploop_snapshot', help='Keep the disk as it is now: the top image becomes the newest lower delta, a new one is written from now on. Save the configuration afterwards', description='Keep the disk as it is now: the top image becomes the newest lower delta, a new one is written from now on. Save the configuration afterwards')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('new_top_bdev', help='Bdev with an empty image of the same size and clusters, or one that begins with 4096 zero bytes, which is formatted')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_snapshot', ['name', 'new_top_bdev']))
+
+    p = subparsers.add_parser('ploop_tracking_start', help='Begin to note which clusters of the top image\'s bdev are written; those in use now count as written', description='Begin to note which clusters of the top image\'s bdev are written; those in use now count as written')
+    p.add_argument('name', help='Name of the ploop target')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_tracking_start', ['name']))
+
+    p = subparsers.add_parser('ploop_tracking_get_next', help='Take clusters of the top image\'s bdev that were written; each is told once until it is written again', description='Take clusters of the top image\'s bdev that were written; each is told once until it is written again')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('--max', dest='max', help='Most clusters to return, 1 to 65536 (default 1024)', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'ploop_tracking_get_next', ['name', 'max']))
+
+    p = subparsers.add_parser('ploop_tracking_stop', help='End tracking', description='End tracking')
+    p.add_argument('name', help='Name of the ploop target')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_tracking_stop', ['name']))
+
+    p = subparsers.add_parser('ploop_update_delta_index', help='Tell that clusters have been moved within a lower delta from outside', description='Tell that clusters have been moved within a lower delta from outside')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('level', help='Number of the lower delta: 0 is the oldest', type=int)
+    p.add_argument('map', help='Guest clusters and their BAT entries now, e.g. \'5:9;6:12\'')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_update_delta_index', ['name', 'level', 'map']))
+
+    p = subparsers.add_parser('ploop_set_noresume', help='Refuse to resume the target (1), or not any more (0)', description='Refuse to resume the target (1), or not any more (0)')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('value', help='0 or 1', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'ploop_set_noresume', ['name', 'value']))
+
+    p = subparsers.add_parser('ploop_flip_upper_deltas', help='Let the top image and the newest lower delta change places, while suspended with noresume set. Save the configuration afterwards', description='Let the top image and the newest lower delta change places, while suspended with noresume set. Save the configuration afterwards')
+    p.add_argument('name', help='Name of the ploop target')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_flip_upper_deltas', ['name']))
+
+    p = subparsers.add_parser('ploop_push_backup_start', help='Begin a backup of the disk as it is now: writes wait until what they overwrite has been read', description='Begin a backup of the disk as it is now: writes wait until what they overwrite has been read')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
+    p.add_argument('--clusters', dest='clusters', help='Guest clusters to back up, e.g. \'0-99,200\' (default all)')
+    p.add_argument('--timeout-s', dest='timeout_s', help='Seconds, 1 to 17999, that a write waits at most; then the backup has expired and all writes go on (default 60)', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_start', ['name', 'uuid', 'clusters', 'timeout_s']))
+
+    p = subparsers.add_parser('ploop_push_backup_read', help='Take guest clusters that writes wait for; each is told once', description='Take guest clusters that writes wait for; each is told once')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
+    p.add_argument('--max', dest='max', help='Most clusters to return, 1 to 65536 (default 1024)', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_read', ['name', 'uuid', 'max']))
+
+    p = subparsers.add_parser('ploop_push_backup_write', help='Tell that guest clusters have been read: writes to them go on', description='Tell that guest clusters have been read: writes to them go on')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
+    p.add_argument('cluster', help='The first of them', type=int)
+    p.add_argument('--count', dest='count', help='How many (default 1)', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_write', ['name', 'uuid', 'cluster', 'count']))
+
+    p = subparsers.add_parser('ploop_push_backup_get_uuid', help='Show the name of the push backup', description='Show the name of the push backup')
+    p.add_argument('name', help='Name of the ploop target')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_get_uuid', ['name']))
+
+    p = subparsers.add_parser('ploop_push_backup_stop', help='End a push backup, also one that has expired: all writes go on', description='End a push backup, also one that has expired: all writes go on')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_stop', ['name', 'uuid']))
 
     p = subparsers.add_parser('nbd_export_create', help='Serve any bdev over NBD at a Unix socket, to programs of the same user on this machine; shows its URI', description='Serve any bdev over NBD at a Unix socket, to programs of the same user on this machine; shows its URI')
     p.add_argument('bdev_name', help='Name of the bdev')

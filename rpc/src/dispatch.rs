@@ -4,7 +4,10 @@ use crate::RpcError;
 use crate::error::INVALID_PARAMS;
 use crate::params::{
     DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
-    NbdExportCreate, NbdExportDelete, NbdExportList, PoolName, SnapshotCreate, SnapshotMerge,
+    NbdExportCreate, NbdExportDelete, NbdExportList, PloopAddDelta, PloopCheck, PloopCreate,
+    PloopMerge, PloopNotifyMerged, PloopPushBackupRead, PloopPushBackupStart, PloopPushBackupStop,
+    PloopPushBackupWrite, PloopResize, PloopSetNoresume, PloopSnapshot, PloopStatusOf,
+    PloopTrackingGetNext, PloopUpdateDeltaIndex, PoolName, SnapshotCreate, SnapshotMerge,
     SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate, ThinCreate,
     ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport,
     ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot, Validate,
@@ -56,6 +59,29 @@ pub trait Backend {
     async fn nbd_export_create(&self, params: NbdExportCreate) -> Answer;
     async fn nbd_export_delete(&self, params: NbdExportDelete) -> Answer;
     async fn nbd_export_list(&self, params: NbdExportList) -> Answer;
+    async fn ploop_create(&self, params: PloopCreate) -> Answer;
+    async fn ploop_delete(&self, params: Name) -> Answer;
+    async fn ploop_status(&self, params: PloopStatusOf) -> Answer;
+    async fn ploop_check(&self, params: PloopCheck) -> Answer;
+    async fn ploop_suspend(&self, params: Name) -> Answer;
+    async fn ploop_resume(&self, params: Name) -> Answer;
+    async fn ploop_add_delta(&self, params: PloopAddDelta) -> Answer;
+    async fn ploop_resize(&self, params: PloopResize) -> Answer;
+    async fn ploop_merge(&self, params: PloopMerge) -> Answer;
+    async fn ploop_merge_cancel(&self, params: Name) -> Answer;
+    async fn ploop_notify_merged(&self, params: PloopNotifyMerged) -> Answer;
+    async fn ploop_snapshot(&self, params: PloopSnapshot) -> Answer;
+    async fn ploop_tracking_start(&self, params: Name) -> Answer;
+    async fn ploop_tracking_get_next(&self, params: PloopTrackingGetNext) -> Answer;
+    async fn ploop_tracking_stop(&self, params: Name) -> Answer;
+    async fn ploop_update_delta_index(&self, params: PloopUpdateDeltaIndex) -> Answer;
+    async fn ploop_set_noresume(&self, params: PloopSetNoresume) -> Answer;
+    async fn ploop_flip_upper_deltas(&self, params: Name) -> Answer;
+    async fn ploop_push_backup_start(&self, params: PloopPushBackupStart) -> Answer;
+    async fn ploop_push_backup_read(&self, params: PloopPushBackupRead) -> Answer;
+    async fn ploop_push_backup_write(&self, params: PloopPushBackupWrite) -> Answer;
+    async fn ploop_push_backup_get_uuid(&self, params: Name) -> Answer;
+    async fn ploop_push_backup_stop(&self, params: PloopPushBackupStop) -> Answer;
     async fn dm_create(&self, params: DmCreate) -> Answer;
     async fn dm_remove(&self, params: Name) -> Answer;
     async fn dm_message(&self, params: DmMessage) -> Answer;
@@ -145,6 +171,29 @@ pub async fn dispatch(
         "nbd_export_create" => call!(nbd_export_create),
         "nbd_export_delete" => call!(nbd_export_delete),
         "nbd_export_list" => call!(nbd_export_list),
+        "ploop_create" => call!(ploop_create),
+        "ploop_delete" => call!(ploop_delete),
+        "ploop_status" => call!(ploop_status),
+        "ploop_check" => call!(ploop_check),
+        "ploop_suspend" => call!(ploop_suspend),
+        "ploop_resume" => call!(ploop_resume),
+        "ploop_add_delta" => call!(ploop_add_delta),
+        "ploop_resize" => call!(ploop_resize),
+        "ploop_merge" => call!(ploop_merge),
+        "ploop_merge_cancel" => call!(ploop_merge_cancel),
+        "ploop_notify_merged" => call!(ploop_notify_merged),
+        "ploop_snapshot" => call!(ploop_snapshot),
+        "ploop_tracking_start" => call!(ploop_tracking_start),
+        "ploop_tracking_get_next" => call!(ploop_tracking_get_next),
+        "ploop_tracking_stop" => call!(ploop_tracking_stop),
+        "ploop_update_delta_index" => call!(ploop_update_delta_index),
+        "ploop_set_noresume" => call!(ploop_set_noresume),
+        "ploop_flip_upper_deltas" => call!(ploop_flip_upper_deltas),
+        "ploop_push_backup_start" => call!(ploop_push_backup_start),
+        "ploop_push_backup_read" => call!(ploop_push_backup_read),
+        "ploop_push_backup_write" => call!(ploop_push_backup_write),
+        "ploop_push_backup_get_uuid" => call!(ploop_push_backup_get_uuid),
+        "ploop_push_backup_stop" => call!(ploop_push_backup_stop),
         "dm_create" => call!(dm_create),
         "dm_remove" => call!(dm_remove),
         "dm_message" => call!(dm_message),

@@ -3,6 +3,7 @@
 mod era;
 mod metadata_snap;
 mod nbd;
+mod ploop;
 mod snapshot;
 
 pub use era::{EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince};
@@ -12,6 +13,12 @@ pub use metadata_snap::{
 
 pub use nbd::{NbdExportCreate, NbdExportDelete, NbdExportList};
 
+pub use ploop::{
+    AsMessage, PloopAddDelta, PloopCheck, PloopCreate, PloopMerge, PloopNotifyMerged,
+    PloopPushBackupRead, PloopPushBackupStart, PloopPushBackupStop, PloopPushBackupWrite,
+    PloopResize, PloopSetNoresume, PloopSnapshot, PloopStatusOf, PloopTrackingGetNext,
+    PloopUpdateDeltaIndex,
+};
 pub use snapshot::{
     SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus,
 };

@@ -3,6 +3,7 @@
 
 mod era;
 mod nbd;
+mod ploop;
 mod snapshot;
 
 use serde::Serialize;
@@ -81,7 +82,13 @@ const FILE: Parameter = optional(
     "Write XML to this new file, given with its full path, on the machine of the target",
 );
 
-const PARTS: [&[Method]; 4] = [OWN, &era::METHODS, &snapshot::METHODS, &nbd::METHODS];
+const PARTS: [&[Method]; 5] = [
+    OWN,
+    &era::METHODS,
+    &snapshot::METHODS,
+    &ploop::METHODS,
+    &nbd::METHODS,
+];
 
 /// All methods.
 pub const METHODS: &[Method] = &joined::<{ count(&PARTS) }>(&PARTS);
@@ -372,7 +379,7 @@ const OWN: &[Method] = &[
             required(
                 "table",
                 Kind::String,
-                "e.g. '0 2097152 thin-pool META DATA 128 0', '0 2097152 thin POOL 1', '0 2097152 era META ORIGIN 128' or '0 2097152 snapshot ORIGIN COW P 16'",
+                "e.g. '0 2097152 thin-pool META DATA 128 0', '0 2097152 thin POOL 1', '0 2097152 era META ORIGIN 128' '0 2097152 snapshot ORIGIN COW P 16' or '0 2097152 ploop 11 TOP BASE'",
             ),
         ],
     },
@@ -383,7 +390,7 @@ const OWN: &[Method] = &[
     },
     Method {
         name: "dm_message",
-        help: "Send a device-mapper message, e.g. 'create_thin 1' to a pool or 'checkpoint' to an era target",
+        help: "Send a device-mapper message, e.g. 'create_thin 1' to a pool 'checkpoint' to an era target or 'merge' to a ploop target",
         parameters: &[
             required("name", Kind::String, "Name of the device"),
             required("message", Kind::String, "The message"),

@@ -1,6 +1,9 @@
 //! Status as the kernel's lines and as JSON (thin.md 11.5, 11.6; era.md 4; snapshot.md 4).
 
 use bdev::era::EraStatus;
+use bdev::ploop::PloopStatus;
+use bdev::ploop::image::{InUse, Version};
+use bdev::ploop::status::DeltaStatus;
 use bdev::snapshot::{Condition, MergeState, OriginStatus, SnapshotStatus};
 use bdev::thin::PoolMode;
 use bdev::thin::status::{PoolStatus, ThinStatus};
@@ -196,5 +199,72 @@ pub fn origin_json(status: &OriginStatus) -> Value {
         "exceptions_cache_page_evictions": status.cache.evictions,
         "exceptions_cache_used_bytes": status.cache.used_bytes,
         "exceptions_cache_limit_bytes": status.cache.limit_bytes,
+    })
+}
+
+fn in_use_word(in_use: InUse) -> &'static str {
+    match in_use {
+        InUse::Open => "open",
+        InUse::Closed => "closed",
+        InUse::ClosedByOld => "closed_by_old_software",
+    }
+}
+
+fn delta_json(delta: &DeltaStatus) -> Value {
+    json!({
+        "bdev": delta.name,
+        "format": match delta.version {
+            None => "raw",
+            Some(Version::V1) => "ploop1_v1",
+            Some(Version::V2) => "ploop1_v2",
+        },
+        "bdev_bytes": delta.device_bytes,
+        "has_extension": delta.has_extension,
+        "in_use": delta.in_use.map(in_use_word),
+    })
+}
+
+/// A ploop target's status, field by field.
+pub fn ploop_json(status: &PloopStatus) -> Value {
+    let counters = status.counters;
+    json!({
+        "state": "open",
+        "size_sectors": status.nr_sectors,
+        "cluster_size_sectors": status.cluster_sectors,
+        "nr_clusters": status.nr_clusters,
+        "used_clusters": status.used_clusters,
+        "room_clusters": status.room_clusters,
+        "top": delta_json(&status.top),
+        "lower": status.lower.iter().map(delta_json).collect::<Value>(),
+        "suspended": status.suspended,
+        "noresume": status.noresume,
+        "tracking_clusters": status.tracking_clusters,
+        "merge": status.merge.map(|merge| json!({
+            "level": merge.level,
+            "into": merge.into,
+            "looked_at_clusters": merge.looked_at,
+            "total_clusters": merge.total,
+            "copied_clusters": merge.copied,
+        })),
+        "push_backup": status.backup.as_ref().map(|backup| json!({
+            "uuid": backup.uuid.to_string(),
+            "state": if backup.expired { "expired" } else { "active" },
+            "remaining_clusters": backup.remaining_clusters,
+            "held_writes": backup.held_writes,
+            "seconds_left": backup.left.map(|left| left.as_secs()),
+        })),
+        "bat_unsure": status.bat_unsure,
+        "allocated_clusters": counters.allocated,
+        "copied_clusters": counters.copied,
+        "freed_clusters": counters.freed,
+        "moved_clusters": counters.moved,
+        "merged_clusters": counters.merged,
+        "bat_writes": counters.bat_writes,
+        "bat_changes": counters.bat_changes,
+        "bat_failures": counters.bat_failures,
+        "bat_cache_page_loads": counters.page_loads,
+        "bat_cache_page_evictions": status.cache.evictions,
+        "bat_cache_used_bytes": status.cache.used_bytes,
+        "bat_cache_limit_bytes": status.cache.limit_bytes,
     })
 }

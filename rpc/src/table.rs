@@ -1,8 +1,9 @@
 //! Device-mapper table lines with bdev names for devices (thin.md 11.1, 11.2; era.md 4;
-//! snapshot.md 3).
+//! snapshot.md 3; ploop.md, Table line).
 
 use crate::RpcError;
-use crate::params::{EraCreate, POOL_FEATURES, ThinActivate, ThinPoolCreate};
+use crate::params::{EraCreate, POOL_FEATURES, PloopCreate, ThinActivate, ThinPoolCreate};
+use bdev::ploop::messages::PloopTable;
 use bdev::snapshot::table::{SnapshotTable, parse_origin};
 
 /// A table line, understood.
@@ -20,9 +21,11 @@ pub enum Table {
     Snapshot(u64, SnapshotTable),
     /// snapshot-merge, with the length in sectors.
     SnapshotMerge(u64, SnapshotTable),
+    /// ploop, with its length as the size.
+    Ploop(PloopCreate),
 }
 
-const TARGETS: &str = "thin-pool, thin, era, snapshot-origin, snapshot, snapshot-merge";
+const TARGETS: &str = "thin-pool, thin, era, snapshot-origin, snapshot, snapshot-merge, ploop";
 
 fn number<T: std::str::FromStr>(what: &str, word: &str) -> Result<T, RpcError> {
     // The kernel takes no signs.
@@ -50,6 +53,7 @@ pub fn parse(name: &str, line: &str) -> Result<Table, RpcError> {
         "thin-pool" => thin_pool(name, length, arguments),
         "thin" => thin(name, length, arguments),
         "era" => era(name, length, arguments),
+        "ploop" => ploop(name, length, &arguments.join(" ")),
         "snapshot-origin" => parse_origin(&arguments.join(" "))
             .map(|origin| Table::SnapshotOrigin(length, origin))
             .map_err(|error| RpcError::invalid(format!("snapshot-origin '{name}': {error}"))),
@@ -128,6 +132,20 @@ fn era(name: &str, length: u64, arguments: &[&str]) -> Result<Table, RpcError> {
     Ok(Table::Era(era))
 }
 
+fn ploop(name: &str, length: u64, arguments: &str) -> Result<Table, RpcError> {
+    let found: PloopTable = arguments
+        .parse()
+        .map_err(|why| RpcError::invalid(format!("ploop '{name}': {why}")))?;
+    let ploop = PloopCreate {
+        lower_bdevs: found.lower.iter().map(ToString::to_string).collect(),
+        size_sectors: Some(length),
+        cluster_size_sectors: Some(1 << found.cluster_log),
+        ..PloopCreate::new(name, &found.top)
+    };
+    crate::params::Validate::validate(&ploop)?;
+    Ok(Table::Ploop(ploop))
+}
+
 /// Writes a pool's table line, as the kernel echoes it.
 pub fn pool_line(length: u64, pool: &ThinPoolCreate) -> String {
     let features: Vec<&str> = POOL_FEATURES
@@ -172,4 +190,13 @@ pub fn snapshot_origin_line(length: u64, origin_bdev: &str) -> String {
 /// Writes the table line of a snapshot or a snapshot-merge; the chunk size is to be the real one.
 pub fn snapshot_line(length: u64, target: &str, table: &SnapshotTable) -> String {
     format!("0 {length} {target} {table}")
+}
+
+/// Writes a ploop target's table line. A cluster size that is no power of two, which the line cannot say, is
+/// rounded down.
+pub fn ploop_line(length: u64, cluster_sectors: u64, ploop: &PloopCreate) -> String {
+    let log = cluster_sectors.max(1).ilog2();
+    let deltas = std::iter::once(&ploop.top_bdev).chain(&ploop.lower_bdevs);
+    let deltas: Vec<&str> = deltas.map(String::as_str).collect();
+    format!("0 {length} ploop {log} {}", deltas.join(" "))
 }

@@ -55,6 +55,29 @@ echo!(
     snapshot_delete: Name,
     nbd_export_create: NbdExportCreate, nbd_export_delete: NbdExportDelete,
     nbd_export_list: NbdExportList,
+    ploop_create: PloopCreate,
+    ploop_delete: Name,
+    ploop_status: PloopStatusOf,
+    ploop_check: PloopCheck,
+    ploop_suspend: Name,
+    ploop_resume: Name,
+    ploop_add_delta: PloopAddDelta,
+    ploop_resize: PloopResize,
+    ploop_merge: PloopMerge,
+    ploop_merge_cancel: Name,
+    ploop_notify_merged: PloopNotifyMerged,
+    ploop_snapshot: PloopSnapshot,
+    ploop_tracking_start: Name,
+    ploop_tracking_get_next: PloopTrackingGetNext,
+    ploop_tracking_stop: Name,
+    ploop_update_delta_index: PloopUpdateDeltaIndex,
+    ploop_set_noresume: PloopSetNoresume,
+    ploop_flip_upper_deltas: Name,
+    ploop_push_backup_start: PloopPushBackupStart,
+    ploop_push_backup_read: PloopPushBackupRead,
+    ploop_push_backup_write: PloopPushBackupWrite,
+    ploop_push_backup_get_uuid: Name,
+    ploop_push_backup_stop: PloopPushBackupStop,
     dm_create: DmCreate, dm_remove: Name, dm_message: DmMessage, dm_status: Name, dm_table: Name,
 );
 
@@ -80,6 +103,12 @@ fn every_method_reaches_its_function() {
         let mut params = params;
         if method.name == "thin_activate" {
             params["size_mib"] = json!(1);
+        }
+        if method.name == "ploop_notify_merged" {
+            params["direction"] = json!("backward");
+        }
+        if method.name == "ploop_update_delta_index" {
+            params["map"] = json!("1:2;3:4");
         }
         let answer = call(method.name, &params.to_string()).unwrap();
         let got = &answer[method.name];

@@ -115,6 +115,21 @@ fn accepts(method: &str, params: Value) -> bool {
         "nbd_export_create" => is::<NbdExportCreate>(params),
         "nbd_export_delete" => is::<NbdExportDelete>(params),
         "nbd_export_list" => is::<NbdExportList>(params),
+        "ploop_create" => is::<PloopCreate>(params),
+        "ploop_status" => is::<PloopStatusOf>(params),
+        "ploop_check" => is::<PloopCheck>(params),
+        "ploop_add_delta" => is::<PloopAddDelta>(params),
+        "ploop_resize" => is::<PloopResize>(params),
+        "ploop_merge" => is::<PloopMerge>(params),
+        "ploop_notify_merged" => is::<PloopNotifyMerged>(params),
+        "ploop_snapshot" => is::<PloopSnapshot>(params),
+        "ploop_tracking_get_next" => is::<PloopTrackingGetNext>(params),
+        "ploop_update_delta_index" => is::<PloopUpdateDeltaIndex>(params),
+        "ploop_set_noresume" => is::<PloopSetNoresume>(params),
+        "ploop_push_backup_start" => is::<PloopPushBackupStart>(params),
+        "ploop_push_backup_read" => is::<PloopPushBackupRead>(params),
+        "ploop_push_backup_write" => is::<PloopPushBackupWrite>(params),
+        "ploop_push_backup_stop" => is::<PloopPushBackupStop>(params),
         "dm_create" => is::<DmCreate>(params),
         "dm_message" => is::<DmMessage>(params),
         _ => is::<Name>(params),
@@ -192,6 +207,10 @@ fn table_refusals() {
             "0 100 snapshot-merge o c N 8",
             "does not support snapshot-merge",
         ),
+        ("0 100 ploop 11", "top delta is missing"),
+        ("0 100 ploop 19 top", "cluster size"),
+        ("0 100 ploop 11 top a a", "'a' is named twice"),
+        ("0 100 ploop 11 top a raw@b", "only the oldest"),
         ("0 100 cache m d", "unknown target type 'cache'"),
         ("5 100 thin p 1", "starts at sector 5"),
         ("", "no start"),
@@ -245,6 +264,25 @@ proptest! {
             _ => String::new(),
         };
         prop_assert_eq!(written, line);
+    }
+
+    /// So are those of ploop targets.
+    #[test]
+    fn ploop_lines_round_trip(
+        length in 1u64..1 << 40, log in 0u32..=18, lower in prop::collection::btree_set("[a-z]{2,3}", 0..4), raw: bool,
+    ) {
+        let mut lower: Vec<String> = lower.into_iter().collect();
+        if let Some(oldest) = lower.first_mut().filter(|_| raw) {
+            oldest.insert_str(0, "raw@");
+        }
+        let words: String = lower.iter().map(|delta| format!(" {delta}")).collect();
+        let line = format!("0 {length} ploop {log} Top{words}");
+        let Table::Ploop(found) = table::parse("p", &line).unwrap() else {
+            return Err(TestCaseError::fail(line));
+        };
+        prop_assert_eq!((found.size_sectors, &found.lower_bdevs), (Some(length), &lower));
+        let cluster = found.cluster_size_sectors.unwrap_or(0);
+        prop_assert_eq!(table::ploop_line(length, cluster.into(), &found), line);
     }
 
     /// Any words at all are an answer or a refusal.

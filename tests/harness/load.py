@@ -44,6 +44,15 @@ class Load:
             return progress(self._state).durable >= self._before.durable + operations
         wait_for(enough)
 
+    def wait_more(self, operations: int) -> None:
+        """Until so many more operations than now are flushed and acknowledged."""
+        self.wait_durable(progress(self._state).durable - self._before.durable + operations)
+
+    def finish(self) -> None:
+        """Has it flush and end, well."""
+        self.ask_to_finish()
+        assert self.end_by_itself() == 0, self.tail()
+
     def end_by_itself(self) -> int:
         """The exit code of a load whose bdev has failed. It is not killed: it must end."""
         try:

@@ -137,6 +137,10 @@ class HostIO:
         if os.environ.get('SPDK_DM_NO_HUGE'):
             self._arguments.append('--no-huge')
 
+    def use_only(self, size: int) -> None:
+        """Of a bdev that grows: bytes from its beginning that count."""
+        self._arguments += ['--bytes', str(size)]
+
     def start(self, *command: str) -> subprocess.Popen:
         env = environment()
         if self._plugin:

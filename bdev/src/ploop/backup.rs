@@ -5,6 +5,7 @@
 //! write waits for ever: when one has waited too long the backup expires, and all go on.
 
 use super::error::PloopError;
+use super::events::PloopEvent;
 use super::map::{BACKUP, PloopTarget};
 use super::owner::Ploop;
 use crate::channel::Deferred;
@@ -287,13 +288,13 @@ impl Ploop {
                 .deadline
                 .set(Some(self.runtime.now() + backup.timeout));
             if !backup.watched.replace(true) {
-                self.watch(backup);
+                self.watch_deadline(backup);
             }
         }
     }
 
     /// Waits for the deadline, as long as there is one.
-    fn watch(&self, backup: &Rc<Backup>) {
+    fn watch_deadline(&self, backup: &Rc<Backup>) {
         let (me, backup) = (self.me.clone(), backup.clone());
         let runtime = self.runtime.clone();
         self.runtime.spawn(Box::pin(async move {
@@ -317,11 +318,8 @@ impl Ploop {
         if current != Some(backup.number) || backup.expired.get() {
             return;
         }
-        log::error!(
-            "ploop '{}': the push backup has expired: a write has waited for {} s",
-            self.config.name,
-            backup.timeout.as_secs()
-        );
         self.end_backup(backup);
+        let uuid = backup.uuid.clone();
+        self.emit(PloopEvent::BackupExpired { uuid });
     }
 }

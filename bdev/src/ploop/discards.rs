@@ -1,6 +1,7 @@
 //! Discards and write-zeroes: whole clusters of the top delta are given back, unless an older delta would
 //! show through (ploop.md, Deltas).
 
+use super::delta::Delta;
 use super::map::Place;
 use super::owner::Ploop;
 use crate::errno::Errno;
@@ -103,6 +104,12 @@ impl Ploop {
             // Not before another one.
             self.note_sick();
         }
+        if flushed.is_ok() {
+            let freed = to_free.iter().zip(&results);
+            let freed = freed.filter(|(_, committed)| committed.is_ok());
+            self.pass_down(&top, freed.map(|((_, _, sector), _)| *sector))
+                .await;
+        }
         let mut result = flushed;
         let mut places = Vec::with_capacity(to_free.len());
         for ((cluster, old, sector), committed) in to_free.into_iter().zip(results) {
@@ -123,6 +130,29 @@ impl Ploop {
         }
         frozen.thaw(&places);
         result
+    }
+
+    /// Tells the top delta's device that it need not keep clusters that no BAT names, durably, and that are
+    /// not allocated yet.
+    async fn pass_down(&self, top: &Delta, sectors: impl Iterator<Item = u64>) {
+        let device = &top.source.device;
+        if !device.supports_discard() {
+            return;
+        }
+        let block = self.block_sectors();
+        let discards = sectors.map(async |sector| {
+            let discarded = device.discard(sector, self.cluster_sectors).await;
+            // In a v1 image a cluster of the file has parts of two.
+            self.dev
+                .note_dirty(sector / block, self.dev.logical_per_cluster());
+            discarded
+        });
+        for result in join_all(discards).await {
+            if let Err(errno) = result {
+                // Nobody depends on it.
+                log::warn!("image '{}': a discard failed: {errno}", top.source.name);
+            }
+        }
     }
 
     /// Clears a part of a cluster of the top delta where it is.

@@ -6,6 +6,7 @@
 
 use super::delta::{Delta, NotWritten};
 use super::error::PloopError;
+use super::events::PloopEvent;
 use super::image::InUse;
 use super::image::header::{HEADER_SLOTS, PAGE_SLOTS};
 use super::map::Place;
@@ -119,17 +120,28 @@ impl Ploop {
         let from = self.newest()?;
         let level = self.chain.borrow().lower.len() - 1;
         let merge = self.begin_merge(level, None, &from);
-        let copied = self.copy_up(&from, &merge).await;
-        self.merge.take();
-        copied?;
-        // Who has been told that the delta has left may delete it.
-        let durable = self.make_durable().await;
-        durable.map_err(self.device_error("flushing what was merged"))?;
+        let copied = async {
+            self.copy_up(&from, &merge).await?;
+            // Who has been told that the delta has left may delete it.
+            let durable = self.make_durable().await;
+            durable.map_err(self.device_error("flushing what was merged"))
+        };
+        self.end_merge(level, copied.await)?;
         let held = self.hold().await;
         self.chain.borrow_mut().lower.pop();
         self.cache.forget(&self.dev, &self.channels).await;
         self.serve_again(held);
+        self.emit(PloopEvent::MergeFinished { level });
         Ok(())
+    }
+
+    /// Nothing more is copied.
+    fn end_merge(&self, level: usize, copied: Result<(), PloopError>) -> Result<(), PloopError> {
+        self.merge.take();
+        copied.inspect_err(|error| {
+            let reason = error.to_string();
+            self.emit(PloopEvent::MergeFailed { level, reason });
+        })
     }
 
     async fn copy_up(&self, from: &Rc<Delta>, merge: &Merge) -> Result<(), PloopError> {
@@ -201,10 +213,10 @@ impl Ploop {
         };
         let merge = self.begin_merge(level, Some(into_level), &from);
         let copied = self.copy_aside(&from, &into, direction, &merge).await;
-        self.merge.take();
-        copied?;
+        self.end_merge(level, copied)?;
         *into.space.borrow_mut() = None;
         self.replace_level(into_level, into, level).await;
+        self.emit(PloopEvent::MergeFinished { level });
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 use super::backup::Uuid;
 use super::merge::Direction;
+use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
@@ -42,6 +43,12 @@ impl FromStr for DeltaName {
                 raw,
             }),
         }
+    }
+}
+
+impl fmt::Display for DeltaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", if self.raw { "raw@" } else { "" }, self.bdev)
     }
 }
 
@@ -125,8 +132,8 @@ impl Words<'_> {
     }
 }
 
-/// Pairs of a guest cluster and a BAT entry.
-fn index(text: &str) -> Result<Vec<(u64, u32)>, String> {
+/// Pairs of a guest cluster and a BAT entry: `c:d;c:d`.
+pub fn index(text: &str) -> Result<Vec<(u64, u32)>, String> {
     let pairs = text.split(';').filter(|pair| !pair.is_empty());
     let parse = |pair: &str| {
         let (cluster, place) = pair.split_once(':')?;
@@ -138,8 +145,8 @@ fn index(text: &str) -> Result<Vec<(u64, u32)>, String> {
         .collect()
 }
 
-/// Clusters and ranges of them.
-fn clusters(text: &str) -> Result<Vec<Range<u64>>, String> {
+/// Clusters and ranges of them: `0-99,200`.
+pub fn clusters(text: &str) -> Result<Vec<Range<u64>>, String> {
     let parse = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);

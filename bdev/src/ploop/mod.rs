@@ -3,8 +3,8 @@
 //! - [`image`]: what is on disk. `delta`: an image of the chain in service.
 //! - [`map`]: the hot path.
 //! - `owner`: the one core where images change; `places`: where clusters are, and how that is changed;
-//!   `writes`, `discards`: what comes to the owner.
-//! - `chain`, `merge`, `resize`, `tracking`, `backup`: the messages. [`status`]: what is told.
+//!   `writes`, `discards`: what comes to the owner; `suspension`: when nothing does.
+//! - `chain`, `merge`, `resize`, `tracking`, `backup`: the messages. [`status`], `events`: what is told.
 //! - [`create`]: new images. [`offline`]: images without a service.
 
 mod backup;
@@ -13,6 +13,7 @@ pub mod create;
 mod delta;
 mod discards;
 pub mod error;
+mod events;
 pub mod image;
 pub mod map;
 mod merge;
@@ -22,12 +23,14 @@ mod owner;
 mod places;
 mod resize;
 pub mod status;
+mod suspension;
 mod tracking;
 mod writes;
 
 pub use backup::Uuid;
 pub use delta::Source;
 pub use error::PloopError;
+pub use events::PloopEvent;
 pub use image::Problem;
 pub use map::{PloopDev, PloopTarget};
 pub use merge::{Direction, MergeProgress};

@@ -6,6 +6,7 @@
 use super::backup::Backup;
 use super::delta::{Delta, Source};
 use super::error::PloopError;
+use super::events::Watcher;
 use super::image::{InUse, header};
 use super::map::{HELD, PloopDev, PloopTarget};
 use super::merge::Merge;
@@ -114,8 +115,8 @@ pub struct Ploop {
     pub(super) capacity: u64,
     /// Messages one at a time.
     reconfigure: Mutex<()>,
-    service: Arc<RwLock<()>>,
-    suspended: RefCell<Option<OwnedRwLockWriteGuard<()>>>,
+    pub(super) service: Arc<RwLock<()>>,
+    pub(super) suspended: RefCell<Option<OwnedRwLockWriteGuard<()>>>,
     pub(super) noresume: Cell<bool>,
     /// Guest clusters that are being changed.
     pub(super) clusters: BlockLocks,
@@ -131,6 +132,9 @@ pub struct Ploop {
     counters: Cell<PloopCounters>,
     pub(super) tasks: Rc<Tasks>,
     pub(super) closed: Cell<bool>,
+    /// About to be closed: no message is taken any more.
+    pub(super) ending: Cell<bool>,
+    pub(super) watcher: RefCell<Option<Watcher>>,
     to_owner: mpsc::UnboundedSender<ToOwner<PloopTarget>>,
 }
 
@@ -207,6 +211,8 @@ impl Ploop {
             counters: Cell::default(),
             tasks: Rc::default(),
             closed: Cell::new(false),
+            ending: Cell::new(false),
+            watcher: RefCell::default(),
             to_owner,
         });
         runtime.spawn(Box::pin(ploop.clone().serve(requests)));
@@ -295,6 +301,9 @@ impl Ploop {
     /// when closed.
     pub(super) fn begin_message(&self) -> Result<MutexGuard<'_, ()>, PloopError> {
         self.check_open()?;
+        if self.ending.get() {
+            return Err(PloopError::Closed(self.name()));
+        }
         self.reconfigure
             .try_lock()
             .map_err(|_| self.busy("another message is being carried out; try again later"))
@@ -310,59 +319,6 @@ impl Ploop {
             return Err(self.busy("a push backup is running; stop it first"));
         }
         Ok(guard)
-    }
-
-    /// Whether it is suspended.
-    pub fn is_suspended(&self) -> bool {
-        self.suspended.borrow().is_some()
-    }
-
-    /// All I/O waits, and what was under way is over, until the guard is gone; then the caller calls
-    /// [`Ploop::serve_again`]. None: it is suspended anyway.
-    pub(super) async fn hold(&self) -> Option<OwnedRwLockWriteGuard<()>> {
-        if self.is_suspended() {
-            return None;
-        }
-        self.dev.set_state(HELD, true);
-        let guard = self.service.clone().write_owned().await;
-        self.channels.barrier().await;
-        Some(guard)
-    }
-
-    pub(super) fn serve_again(&self, guard: Option<OwnedRwLockWriteGuard<()>>) {
-        if guard.is_some() {
-            self.dev.set_state(HELD, false);
-        }
-    }
-
-    /// All I/O waits until [`Ploop::resume`]; what was acknowledged before is durable if this succeeds.
-    pub async fn suspend(&self) -> Result<(), PloopError> {
-        let _message = self.begin_message()?;
-        let Some(guard) = self.hold().await else {
-            return Ok(());
-        };
-        let flushed = self.make_durable().await;
-        match flushed {
-            Ok(()) => {
-                *self.suspended.borrow_mut() = Some(guard);
-                Ok(())
-            }
-            Err(errno) => {
-                self.serve_again(Some(guard));
-                Err(self.device_error("flushing")(errno))
-            }
-        }
-    }
-
-    /// I/O goes on. Error: EBUSY while that is not wanted (`set_noresume`).
-    pub fn resume(&self) -> Result<(), PloopError> {
-        let _message = self.begin_message()?;
-        if self.noresume.get() {
-            return Err(self.busy("resuming is refused until set_noresume 0"));
-        }
-        let guard = self.suspended.take();
-        self.serve_again(guard);
-        Ok(())
     }
 
     /// What has been acknowledged is on the disk, also where a write of the BAT had failed.
@@ -431,10 +387,7 @@ impl Ploop {
         let _message = self.reconfigure.lock().await;
         self.check_open()?;
         self.closed.set(true);
-        if let Some(backup) = self.backup.take() {
-            self.end_backup(&backup);
-        }
-        self.suspended.take();
+        self.release_all();
         self.tasks.drained().await;
         self.channels.barrier().await;
         let closed = async {

@@ -5,6 +5,7 @@
 //! it was, with some clusters elsewhere.
 
 use super::error::PloopError;
+use super::events::PloopEvent;
 use super::image::header::{HEADER_SLOTS, PAGE_SLOTS, bat_end_sectors};
 use super::image::{Header, Version};
 use super::map::Place;
@@ -51,7 +52,9 @@ impl Ploop {
             self.note_sick();
         }
         self.serve_again(held);
-        written.map_err(self.device_error("writing the header"))
+        written.map_err(self.device_error("writing the header"))?;
+        self.emit(PloopEvent::Resized { nr_sectors });
+        Ok(())
     }
 
     fn invalid(&self, why: &str) -> PloopError {

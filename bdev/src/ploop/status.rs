@@ -79,7 +79,8 @@ pub struct PloopStatus {
 }
 
 impl PloopStatus {
-    /// One line: what the chain is and how far it is filled.
+    /// One line: sectors per cluster, deltas, clusters of the top image in use of those there is room for, and
+    /// what goes on: suspended, noresume, tracking, merge, backup, BAT unsure.
     pub fn line(&self) -> String {
         let mut flags = String::new();
         for (letter, on) in [
@@ -98,8 +99,7 @@ impl PloopStatus {
             flags.push('-');
         }
         format!(
-            "0 {} ploop {} {} {}/{} {flags}",
-            self.nr_sectors,
+            "{} {} {}/{} {flags}",
             self.cluster_sectors,
             self.lower.len() + 1,
             self.used_clusters,

@@ -17,7 +17,7 @@ pub struct Device {
     pub state: String,
 }
 
-/// What the status methods say of a pool or an era target.
+/// What the status methods say of a pool, an era or a ploop target.
 #[derive(Deserialize)]
 struct Named {
     name: String,
@@ -99,12 +99,14 @@ pub fn list(client: &mut RpcClient, target: Option<&str>) -> Result<Vec<Device>,
             state: pool.state,
         });
     }
-    for era in ask::<Vec<Named>>(client, "era_status", Value::Null)? {
-        devices.push(Device {
-            name: era.name,
-            target: "era",
-            state: era.state,
-        });
+    for (target, method) in [("era", "era_status"), ("ploop", "ploop_status")] {
+        for found in ask::<Vec<Named>>(client, method, Value::Null)? {
+            devices.push(Device {
+                name: found.name,
+                target,
+                state: found.state,
+            });
+        }
     }
     for origin in ask::<Vec<Origin>>(client, "snapshot_status", Value::Null)? {
         devices.extend(origin.names().map(|name| Device {

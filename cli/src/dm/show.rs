@@ -15,7 +15,7 @@ use std::fmt::Write;
 pub struct LsArgs {
     #[command(flatten)]
     server: Target,
-    /// Only devices of this type: thin-pool, thin, era, snapshot-origin, snapshot or snapshot-merge
+    /// Only devices of this type: thin-pool, thin, era, snapshot-origin, snapshot, snapshot-merge or ploop
     #[arg(long, value_name = "TYPE")]
     target: Option<String>,
     /// For who means the file.

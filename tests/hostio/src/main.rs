@@ -31,6 +31,9 @@ struct Args {
     /// Wait until there is a bdev of this name.
     #[arg(long)]
     wait: bool,
+    /// Use only so many bytes of the bdev, from its beginning on.
+    #[arg(long)]
+    bytes: Option<u64>,
     /// Do without hugepages.
     #[arg(long)]
     no_huge: bool,
@@ -116,7 +119,7 @@ async fn run(args: &Args, command: Command) -> Result<(), String> {
     while args.wait && !spdk::base::exists(&args.bdev) {
         spdk::executor::sleep(Duration::from_millis(1)).await;
     }
-    let disk = transfer::Disk::open(&args.bdev)?;
+    let disk = transfer::Disk::open(&args.bdev, args.bytes)?;
     match command {
         Command::Write { file, offset } => disk.write_file(&file, offset).await,
         Command::Read {

@@ -23,10 +23,15 @@ fn fail(what: &str) -> impl Fn(i32) -> String {
 }
 
 impl Disk {
-    /// Opens a bdev by name.
-    pub fn open(name: &str) -> Result<Self, String> {
+    /// Opens a bdev by name, perhaps as if it had only so many bytes.
+    pub fn open(name: &str, bytes: Option<u64>) -> Result<Self, String> {
         let desc = Descriptor::open(name, true, |_| {}).map_err(fail(&format!("open {name}")))?;
-        Disk::new(&desc)
+        let mut disk = Disk::new(&desc)?;
+        if let Some(bytes) = bytes {
+            let nr_blocks = bytes / u64::from(disk.info.block_bytes);
+            disk.info.nr_blocks = disk.info.nr_blocks.min(nr_blocks);
+        }
+        Ok(disk)
     }
 
     /// An open bdev, for I/O on the running SPDK thread.

@@ -12,4 +12,5 @@ pub mod survey;
 pub use extension::Extension;
 pub use header::{Header, InUse, Version};
 pub use problem::Problem;
-pub(super) use read::{Page, page_entries, read_header, read_page};
+pub use read::read_header;
+pub(super) use read::{Page, page_entries, read_page};

@@ -13,7 +13,10 @@ fn block_sectors(device: &dyn ByteDevice) -> u64 {
 }
 
 /// Reads and checks the header.
-pub(in crate::ploop) async fn read_header(device: &dyn ByteDevice) -> Result<Header, Problem> {
+///
+/// # Errors
+/// There is none, or none that makes sense.
+pub async fn read_header(device: &dyn ByteDevice) -> Result<Header, Problem> {
     let nr_sectors = device.nr_sectors();
     let block = block_sectors(device);
     if nr_sectors < block {
