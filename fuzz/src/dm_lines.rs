@@ -35,6 +35,14 @@ fn table(name: &str, line: &str) -> Result<(), rpc::RpcError> {
         Table::SnapshotMerge(length, found) => {
             table::snapshot_line(*length, "snapshot-merge", found)
         }
+        Table::Ploop(ploop) => {
+            let cluster_sectors = ploop.cluster_size_sectors.unwrap_or(0);
+            table::ploop_line(
+                ploop.size_sectors.unwrap_or(0),
+                cluster_sectors.into(),
+                ploop,
+            )
+        }
     };
     let again = table::parse(name, &written).expect("what is written can be read");
     match (parsed, again) {
@@ -47,7 +55,10 @@ fn table(name: &str, line: &str) -> Result<(), rpc::RpcError> {
         (Table::Thin(thin), Table::Thin(thin_again)) => assert_eq!(thin, thin_again),
         (Table::Era(era), Table::Era(era_again)) => assert_eq!(era, era_again),
         (
-            found @ (Table::SnapshotOrigin(..) | Table::Snapshot(..) | Table::SnapshotMerge(..)),
+            found @ (Table::SnapshotOrigin(..)
+            | Table::Snapshot(..)
+            | Table::SnapshotMerge(..)
+            | Table::Ploop(..)),
             again,
         ) => assert_eq!(found, again),
         _ => panic!("another target: {written}"),
