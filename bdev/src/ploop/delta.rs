@@ -247,6 +247,11 @@ impl Delta {
         Ok(places)
     }
 
+    /// Has the BAT read again: somebody else has written it.
+    pub fn forget_pages(&self) {
+        self.kept.take();
+    }
+
     /// Whether it has a cluster.
     pub async fn has(&self, cluster: u64) -> Result<bool, PloopError> {
         let page = slot(cluster) / PAGE_SLOTS;

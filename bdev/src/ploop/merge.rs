@@ -213,6 +213,12 @@ impl Ploop {
         };
         let merge = self.begin_merge(level, Some(into_level), &from);
         let copied = self.copy_aside(&from, &into, direction, &merge).await;
+        if copied.is_err() {
+            // What was copied stays. The delta in the chain must know of it: when the merged one has left by
+            // another way, clusters that the top one gives back would show what was copied here.
+            before.forget_pages();
+            self.close_aside(&into).await;
+        }
         self.end_merge(level, copied)?;
         *into.space.borrow_mut() = None;
         self.replace_level(into_level, into, level).await;
@@ -291,6 +297,23 @@ impl Ploop {
             closed.map_err(failed("closing the delta"))?;
         }
         Ok(())
+    }
+
+    /// Has a delta that was merged into in part say that it was closed, if it can still be written.
+    async fn close_aside(&self, into: &Delta) {
+        if into.header().is_none() {
+            return;
+        }
+        let mut closed = into.flush().await;
+        if closed.is_ok() {
+            closed = into.set_in_use(into.closed_mark()).await;
+        }
+        if let Err(errno) = closed {
+            log::warn!(
+                "image '{}' stays marked as in use: {errno}; check it",
+                into.source.name
+            );
+        }
     }
 
     /// Whether a smaller delta has room for what a larger one has.
