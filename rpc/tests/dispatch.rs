@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 struct Echo;
 
 macro_rules! echo {
-    ($($method:ident: $params:ty),* $(,)?) => {
+    ($($method:ident: $params:ident),* $(,)?) => {
         #[async_trait(?Send)]
         impl Backend for Echo {
             $(async fn $method(&self, params: $params) -> Answer {
@@ -29,57 +29,7 @@ macro_rules! echo {
         }
     };
 }
-echo!(
-    thin_pool_create: ThinPoolCreate, thin_pool_delete: Name, thin_pool_status: ThinPoolStatus,
-    thin_create: ThinCreate, thin_snapshot: ThinSnapshot, thin_delete: ThinDelete,
-    thin_activate: ThinActivate, thin_deactivate: ThinDeactivate, thin_list: ThinList,
-    thin_set_transaction_id: ThinSetTransactionId,
-    thin_reserve_metadata_snap: PoolName,
-    thin_release_metadata_snap: PoolName,
-    thin_metadata_snap_export: ThinMetadataSnapExport,
-    thin_metadata_snap_unexport: PoolName,
-    thin_dump: ThinDump,
-    thin_delta: ThinDelta,
-    era_create: EraCreate,
-    era_delete: Name,
-    era_checkpoint: Name,
-    era_take_metadata_snap: Name,
-    era_drop_metadata_snap: Name,
-    era_status: EraStatus,
-    era_written_since: EraWrittenSince,
-    era_metadata_snap_export: EraMetadataSnapExport,
-    era_metadata_snap_unexport: Name,
-    snapshot_origin_create: SnapshotOriginCreate, snapshot_create: SnapshotCreate,
-    snapshot_merge: SnapshotMerge, snapshot_merge_stop: Name,
-    snapshot_merge_resume: SnapshotMergeResume, snapshot_status: SnapshotStatus,
-    snapshot_delete: Name,
-    nbd_export_create: NbdExportCreate, nbd_export_delete: NbdExportDelete,
-    nbd_export_list: NbdExportList,
-    ploop_create: PloopCreate,
-    ploop_delete: Name,
-    ploop_status: PloopStatusOf,
-    ploop_check: PloopCheck,
-    ploop_suspend: Name,
-    ploop_resume: Name,
-    ploop_add_delta: PloopAddDelta,
-    ploop_resize: PloopResize,
-    ploop_merge: PloopMerge,
-    ploop_merge_cancel: Name,
-    ploop_notify_merged: PloopNotifyMerged,
-    ploop_snapshot: PloopSnapshot,
-    ploop_tracking_start: Name,
-    ploop_tracking_get_next: PloopTrackingGetNext,
-    ploop_tracking_stop: Name,
-    ploop_update_delta_index: PloopUpdateDeltaIndex,
-    ploop_set_noresume: PloopSetNoresume,
-    ploop_flip_upper_deltas: Name,
-    ploop_push_backup_start: PloopPushBackupStart,
-    ploop_push_backup_read: PloopPushBackupRead,
-    ploop_push_backup_write: PloopPushBackupWrite,
-    ploop_push_backup_get_uuid: Name,
-    ploop_push_backup_stop: PloopPushBackupStop,
-    dm_create: DmCreate, dm_remove: Name, dm_message: DmMessage, dm_status: Name, dm_table: Name,
-);
+rpc::for_each_method!(echo);
 
 fn call(method: &str, params: &str) -> Result<Value, JsonRpcError> {
     futures::executor::block_on(dispatch(&Echo, method, params))

@@ -83,58 +83,17 @@ fn sample(kind: Kind) -> Value {
     }
 }
 
-fn accepts(method: &str, params: Value) -> bool {
-    fn is<P: serde::de::DeserializeOwned>(params: Value) -> bool {
-        serde_json::from_value::<P>(params).is_ok()
-    }
-    match method {
-        "thin_pool_create" => is::<ThinPoolCreate>(params),
-        "thin_pool_status" => is::<ThinPoolStatus>(params),
-        "thin_create" => is::<ThinCreate>(params),
-        "thin_snapshot" => is::<ThinSnapshot>(params),
-        "thin_delete" => is::<ThinDelete>(params),
-        "thin_activate" => is::<ThinActivate>(params),
-        "thin_deactivate" => is::<ThinDeactivate>(params),
-        "thin_list" => is::<ThinList>(params),
-        "thin_set_transaction_id" => is::<ThinSetTransactionId>(params),
-        "thin_reserve_metadata_snap"
-        | "thin_release_metadata_snap"
-        | "thin_metadata_snap_unexport" => is::<PoolName>(params),
-        "thin_metadata_snap_export" => is::<ThinMetadataSnapExport>(params),
-        "thin_dump" => is::<ThinDump>(params),
-        "thin_delta" => is::<ThinDelta>(params),
-        "era_create" => is::<EraCreate>(params),
-        "era_status" => is::<EraStatus>(params),
-        "era_written_since" => is::<EraWrittenSince>(params),
-        "era_metadata_snap_export" => is::<EraMetadataSnapExport>(params),
-        "snapshot_origin_create" => is::<SnapshotOriginCreate>(params),
-        "snapshot_create" => is::<SnapshotCreate>(params),
-        "snapshot_merge" => is::<SnapshotMerge>(params),
-        "snapshot_merge_resume" => is::<SnapshotMergeResume>(params),
-        "snapshot_status" => is::<SnapshotStatus>(params),
-        "nbd_export_create" => is::<NbdExportCreate>(params),
-        "nbd_export_delete" => is::<NbdExportDelete>(params),
-        "nbd_export_list" => is::<NbdExportList>(params),
-        "ploop_create" => is::<PloopCreate>(params),
-        "ploop_status" => is::<PloopStatusOf>(params),
-        "ploop_check" => is::<PloopCheck>(params),
-        "ploop_add_delta" => is::<PloopAddDelta>(params),
-        "ploop_resize" => is::<PloopResize>(params),
-        "ploop_merge" => is::<PloopMerge>(params),
-        "ploop_notify_merged" => is::<PloopNotifyMerged>(params),
-        "ploop_snapshot" => is::<PloopSnapshot>(params),
-        "ploop_tracking_get_next" => is::<PloopTrackingGetNext>(params),
-        "ploop_update_delta_index" => is::<PloopUpdateDeltaIndex>(params),
-        "ploop_set_noresume" => is::<PloopSetNoresume>(params),
-        "ploop_push_backup_start" => is::<PloopPushBackupStart>(params),
-        "ploop_push_backup_read" => is::<PloopPushBackupRead>(params),
-        "ploop_push_backup_write" => is::<PloopPushBackupWrite>(params),
-        "ploop_push_backup_stop" => is::<PloopPushBackupStop>(params),
-        "dm_create" => is::<DmCreate>(params),
-        "dm_message" => is::<DmMessage>(params),
-        _ => is::<Name>(params),
-    }
+macro_rules! accepts {
+    ($($method:ident: $params:ident),* $(,)?) => {
+        fn accepts(method: &str, params: Value) -> bool {
+            match method {
+                $(stringify!($method) => serde_json::from_value::<$params>(params).is_ok(),)*
+                _ => panic!("the schema has a method '{method}', and the backend has not"),
+            }
+        }
+    };
 }
+rpc::for_each_method!(accepts);
 
 /// The structs take exactly what the schema says: all of it, only the required part of it, nothing
 /// less and nothing else.
