@@ -77,7 +77,7 @@ fn last_eras(xml: &str) -> BTreeMap<u64, u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(10))]
 
     /// Metadata in use, in the state of a crash: sound for everybody, and the dump is 1.1's to the byte;
     /// closed cleanly, it is 0.9's, too. The input is never written.

@@ -191,7 +191,7 @@ fn a_lost_superblock() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(75))]
 
     /// Damage under right checksums, as by a bug or on purpose: nothing hangs, panics or takes memory
     /// without bound, and whatever a repair writes is sound.

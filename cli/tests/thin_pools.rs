@@ -81,7 +81,7 @@ MAPPED_BYTES,EXCLUSIVE_BYTES,SHARED_BYTES,TRANSACTION,CREATE_TIME,SNAP_TIME";
 const NEW_FIELDS: &str = "MAPPED,EXCLUSIVE,SHARED,HIGHEST_BLOCK,HIGHEST_SECTOR,HIGHEST_BYTE";
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(10))]
 
     /// A pool that was served is sound for everybody, and every dump is the tools' to the byte: 0.9's
     /// with every mapping, 1.1's with shared mappings once, of one device, and of the metadata
