@@ -110,6 +110,37 @@ fn run<F: Future<Output = ()> + 'static>(test: impl FnOnce(Rc<Executor>) -> F) {
     assert!(ended.is_some(), "the test has no end");
 }
 
+/// A resize on a failing disk, then one to the old size, which is there afterwards. False: it did not fail.
+async fn resize_on_failing_disk(executor: Rc<Executor>) -> bool {
+    let bench = Bench::new(&executor).await;
+    let size = NR_CLUSTERS * CLUSTER;
+    let image = bench.disks.first().unwrap();
+    image.set_faults(FaultRates::errors(3));
+    let failed = bench.ploop.resize(size + CLUSTER).await.is_err();
+    image.set_faults(FaultRates::default());
+    if failed {
+        bench.ploop.resize(size).await.unwrap();
+        let mut first = [0; 512];
+        image.read_bytes(0, &mut first).await.unwrap();
+        let header = Header::decode(first.first_chunk().unwrap(), 400).unwrap();
+        assert_eq!(header.nr_sectors, size);
+    }
+    failed
+}
+
+/// A resize that failed may be on the disk; a resize to the old size makes sure that it is not.
+#[test]
+fn a_resize_that_failed() {
+    let mut failed = 0;
+    for seed in 1..=60 {
+        let executor = Executor::new(seed);
+        let ended = executor.run(resize_on_failing_disk(executor.clone()), 1_000_000);
+        assert!(ended.is_some(), "seed {seed} has no end");
+        failed += u64::from(ended == Some(true));
+    }
+    assert!(failed > 5, "{failed}");
+}
+
 /// One course of a merge into an older delta on a failing disk, then of the promise below. False: the merge
 /// did not fail.
 async fn merge_on_failing_disk(executor: Rc<Executor>) -> bool {

@@ -22,7 +22,12 @@ impl Ploop {
             return Err(self.invalid("the top delta is raw"));
         };
         if nr_sectors == header.nr_sectors {
-            return Ok(());
+            // An attempt to grow that failed may be on the disk all the same.
+            let sure = match top.is_sick() {
+                true => self.make_durable().await,
+                false => Ok(()),
+            };
+            return sure.map_err(self.device_error("writing the header"));
         }
         let new = self.larger(&header, nr_sectors)?;
         if top.has_extension() {
