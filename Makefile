@@ -40,7 +40,7 @@ hugepages: ## Reserve hugepages for the tests (as root; without them SPDK runs w
 	@spdk-config/setup-hugepages >/dev/null
 
 build: cargo ## Build libspdk_dm.so and spdk_dm_tgt into target/release
-	@$(WITH) --build cargo build --release --workspace
+	@$(WITH) --build cargo build --release --workspace --exclude fuzz --exclude sim
 
 check: cargo ## Formatting, clippy and documentation, warnings denied; mutations fit the code
 	@cargo fmt --all --check
