@@ -130,6 +130,16 @@ enum ApplyError {
     Place(io::Error),
 }
 
+impl ApplyError {
+    /// For the user, with what a place that fails is called.
+    fn at(self, place: impl FnOnce(io::Error) -> CliError) -> CliError {
+        match self {
+            ApplyError::Backup(error) => error,
+            ApplyError::Place(source) => place(source),
+        }
+    }
+}
+
 impl RestoreArgs {
     /// Restores. Prints nothing but remarks.
     pub fn run(self, global: Global) -> Result<bool, CliError> {
@@ -156,10 +166,7 @@ impl RestoreArgs {
             .set_len(last.size_bytes)
             .map_err(ApplyError::Place)
             .and_then(|()| self.apply(&mut file, last.size_bytes, global));
-        applied.map_err(|error| match error {
-            ApplyError::Backup(error) => error,
-            ApplyError::Place(source) => CliError::io(path)(source),
-        })
+        applied.map_err(|error| error.at(CliError::io(path)))
     }
 
     fn to_bdev(&self, bdev: &str, last: &Header, global: Global) -> Result<(), CliError> {
@@ -209,10 +216,7 @@ impl RestoreArgs {
             false => Ok(()),
         };
         let applied = cleared.and_then(|()| self.apply(&mut access.data, last.size_bytes, global));
-        applied.map_err(|error| match error {
-            ApplyError::Backup(error) => error,
-            ApplyError::Place(source) => access.failed(source),
-        })
+        applied.map_err(|error| error.at(|source| access.failed(source)))
     }
 
     fn apply(

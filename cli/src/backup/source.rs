@@ -4,6 +4,7 @@
 //! needed, also after an error; the snapshot is the backup's and stays, for the next one.
 
 use super::stream::Header;
+use crate::dm::odd;
 use crate::error::CliError;
 use crate::rpc_client::{RpcClient, RpcError};
 use nbd::client::Client;
@@ -51,12 +52,6 @@ pub struct Extent {
     pub count: u64,
     /// They have contents; else they are holes now, and were not before.
     pub data: bool,
-}
-
-fn odd(method: &str) -> CliError {
-    CliError::Usage(format!(
-        "{method}: the target's answer lacks something; are it and spdk-dm of one version?"
-    ))
 }
 
 impl<'a> Pool<'a> {

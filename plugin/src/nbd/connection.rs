@@ -110,21 +110,22 @@ pub fn serve(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
         write_answers(&out, &to_write, &writer_budget);
     })?;
     let mut requests = BufReader::with_capacity(64 << 10, stream);
+    // Waits for room first.
+    let reply = |cookie, bytes: u64| {
+        let cost_bytes = bytes.clamp(LEAST_BYTES, BUDGET_BYTES);
+        budget.take(cost_bytes);
+        Reply {
+            answers: answers.clone(),
+            cookie,
+            cost_bytes,
+            sent: false,
+        }
+    };
     loop {
         let (request, data) = match server::receive(&mut requests, &shared.export)? {
             Received::Disconnect => return Ok(()),
             Received::Refused { cookie, errno } => {
-                let cost_bytes = LEAST_BYTES;
-                budget.take(cost_bytes);
-                let outcome = Err(errno);
-                let answered = Answered {
-                    cookie,
-                    outcome,
-                    cost_bytes,
-                };
-                if answers.send(answered).is_err() {
-                    return Ok(());
-                }
+                reply(cookie, 0).send(Err(errno));
                 continue;
             }
             Received::Request { request, data } => (request, data),
@@ -133,14 +134,7 @@ pub fn serve(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
             Kind::Read | Kind::Write => u64::from(request.length),
             _ => 0,
         };
-        let cost_bytes = bytes.clamp(LEAST_BYTES, BUDGET_BYTES);
-        budget.take(cost_bytes);
-        let reply = Reply {
-            answers: answers.clone(),
-            cookie: request.cookie,
-            cost_bytes,
-            sent: false,
-        };
+        let reply = reply(request.cookie, bytes);
         let shared = shared.clone();
         let thread = shared.thread;
         thread.send(move || start(shared, request, data, reply));
