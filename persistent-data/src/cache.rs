@@ -214,9 +214,30 @@ impl BlockCache {
             })
     }
 
+    /// Blocks that are dirty, at most.
+    pub fn nr_dirty(&self) -> usize {
+        self.dirtied.borrow().len()
+    }
+
     /// Writes all dirty blocks, many at a time.
     pub async fn write_dirty(&self) -> Result<()> {
-        let mut numbers = self.dirtied.borrow().clone();
+        let numbers = self.dirtied.take();
+        self.write_those(numbers).await
+    }
+
+    /// Writes so many of the dirty blocks, those that have been so for the longest time.
+    pub async fn write_oldest(&self, count: usize) -> Result<()> {
+        let numbers = {
+            let mut dirtied = self.dirtied.borrow_mut();
+            let count = count.min(dirtied.len());
+            dirtied.drain(..count).collect()
+        };
+        self.write_those(numbers).await
+    }
+
+    /// Writes those of the blocks that are dirty. After an error the transaction is given up, so they need
+    /// not be on the list of dirty ones any more.
+    async fn write_those(&self, mut numbers: Vec<u64>) -> Result<()> {
         numbers.sort_unstable();
         numbers.dedup();
         let dirty: Vec<_> = numbers
@@ -232,8 +253,6 @@ impl BlockCache {
         while let Some(written) = writes.next().await {
             result = result.and(written);
         }
-        let mut dirtied = self.dirtied.borrow_mut();
-        dirtied.retain(|nr| self.dirty(*nr).is_some());
         result
     }
 

@@ -32,7 +32,7 @@ const ENTRY_BYTES: usize = 16;
 
 /// Differences are applied before the commit when there are this many, to bound memory, and to keep
 /// what each allocation looks into in the core's caches.
-const MAX_DIFFERENCES: usize = 1 << 16;
+const MAX_DIFFERENCES: u64 = 1 << 16;
 
 /// A bitmap block.
 pub static BITMAP: Kind = Kind {
@@ -172,6 +172,9 @@ pub struct SpaceMap {
     /// Blocks gained less blocks lost in this transaction.
     net_allocated: Cell<i64>,
     cursor: Cell<u64>,
+    /// What [`SpaceMap::apply_some`] is to apply next, the last block first. Some may have no difference
+    /// any more.
+    sorted: RefCell<Vec<u64>>,
     /// Blocks the owner keeps from being allocated, whatever their count.
     held: RefCell<BlockSet>,
 }
@@ -190,6 +193,7 @@ impl SpaceMap {
             differences: RefCell::default(),
             net_allocated: Cell::new(0),
             cursor: Cell::new(0),
+            sorted: RefCell::default(),
             held: RefCell::default(),
         }
     }
@@ -419,22 +423,63 @@ impl SpaceMap {
         Ok(free)
     }
 
-    /// Whether so much has been counted that it should be applied before the commit.
+    /// Changed counts that are kept in core: of a small device few, so that tests get to the limit, too.
+    fn max_differences(&self) -> usize {
+        (self.nr_blocks.get() / 4).clamp(8, MAX_DIFFERENCES) as usize
+    }
+
+    /// Whether so much has been counted that some should be applied before the commit.
     pub(crate) fn wants_applying(&self) -> bool {
-        self.differences.borrow().len() >= MAX_DIFFERENCES
+        self.differences.borrow().len() >= self.max_differences()
+    }
+
+    /// Differences applied at a time.
+    fn piece(&self) -> usize {
+        (self.max_differences() / 32).max(2)
+    }
+
+    /// Pieces that a commit would have to apply. 0: one or two.
+    pub(crate) fn pieces_to_apply(&self) -> usize {
+        match self.differences.borrow().len() / self.piece() {
+            0..=2 => 0,
+            pieces => pieces,
+        }
+    }
+
+    /// Brings some of the differences into the bitmaps. All at once would keep everybody waiting; in the
+    /// order of blocks, those that share a bitmap come together.
+    pub(crate) async fn apply_some(&self, tm: &TransactionManager) -> Result<()> {
+        if self.sorted.borrow().is_empty() {
+            let mut blocks = self.differences.borrow().blocks();
+            blocks.reverse();
+            self.sorted.replace(blocks);
+        }
+        let piece: Vec<u64> = {
+            let mut sorted = self.sorted.borrow_mut();
+            let rest = sorted.len().saturating_sub(self.piece());
+            sorted.drain(rest..).rev().collect()
+        };
+        self.apply_blocks(tm, &piece).await
     }
 
     /// Brings the differences into the bitmaps, until there are none.
     pub(crate) async fn apply(&self, tm: &TransactionManager) -> Result<()> {
+        self.sorted.take();
         loop {
             let blocks = self.differences.borrow().blocks();
             if blocks.is_empty() {
                 return Ok(());
             }
-            for group in blocks.chunk_by(|a, b| a / ENTRIES_PER_BITMAP == b / ENTRIES_PER_BITMAP) {
-                self.apply_group(tm, group).await?;
-            }
+            self.apply_blocks(tm, &blocks).await?;
         }
+    }
+
+    /// Applies the differences of blocks in ascending order.
+    async fn apply_blocks(&self, tm: &TransactionManager, blocks: &[u64]) -> Result<()> {
+        for group in blocks.chunk_by(|a, b| a / ENTRIES_PER_BITMAP == b / ENTRIES_PER_BITMAP) {
+            self.apply_group(tm, group).await?;
+        }
+        Ok(())
     }
 
     /// Applies the differences of blocks that share a bitmap.

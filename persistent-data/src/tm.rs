@@ -183,6 +183,17 @@ impl TransactionManager {
         Ok(())
     }
 
+    /// Blocks that a commit would write, at most.
+    pub fn nr_dirty(&self) -> usize {
+        self.cache.nr_dirty()
+    }
+
+    /// Writes so many of the blocks that a commit would write, those changed longest ago, so that it
+    /// has less to do.
+    pub async fn write_ahead(&self, count: usize) -> Result<()> {
+        self.cache.write_oldest(count).await
+    }
+
     /// First phase of a commit: everything but the superblock is made durable. Returns the root of
     /// the metadata device's map for the superblock.
     pub async fn pre_commit(&self) -> Result<SpaceMapRoot> {
@@ -282,12 +293,23 @@ impl DiskSpaceMap {
         Ok(())
     }
 
-    /// Applies what has been counted, if it has become much.
+    /// Applies some of what has been counted, if it has become much.
     pub async fn relieve(&self, tm: &TransactionManager) -> Result<()> {
-        if self.map.wants_applying() {
-            self.map.apply(tm).await?;
+        while self.map.wants_applying() {
+            self.map.apply_some(tm).await?;
         }
         Ok(())
+    }
+
+    /// Calls of [`DiskSpaceMap::apply_ahead`] after which a commit has little left to apply. 0: it has not
+    /// much now.
+    pub fn pieces_to_apply(&self) -> usize {
+        self.map.pieces_to_apply()
+    }
+
+    /// Applies a piece of what a commit would have to.
+    pub async fn apply_ahead(&self, tm: &TransactionManager) -> Result<()> {
+        self.map.apply_some(tm).await
     }
 
     /// Brings everything into metadata blocks; before [`TransactionManager::pre_commit`].

@@ -15,10 +15,13 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Tasks polled before the thread gets to its pollers again.
 const BATCH: usize = 128;
+
+/// Nor is another task begun after this time: some of them compute for long.
+const BATCH_TIME: Duration = Duration::from_micros(300);
 
 /// Tasks of one SPDK thread that are to be polled.
 struct Queue {
@@ -78,11 +81,15 @@ impl Queue {
 unsafe extern "C" fn drain(ctx: *mut c_void) {
     // SAFETY: the pointer comes from Arc::into_raw in `schedule` and is used once.
     let queue = unsafe { Arc::from_raw(ctx.cast::<Queue>()) };
+    let begin = Instant::now();
     for _ in 0..BATCH {
         let Some(runnable) = queue.lock().pop_front() else {
             break;
         };
         runnable.run();
+        if begin.elapsed() > BATCH_TIME {
+            break;
+        }
     }
     queue.scheduled.store(false, Ordering::Release);
     // Also what another thread has pushed while `scheduled` was still set.

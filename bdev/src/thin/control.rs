@@ -114,7 +114,10 @@ impl Pool {
     pub async fn create_snap(&self, id: u32, origin: u32) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
+        self.commit_ahead().await;
         let mut metadata = self.metadata.lock().await;
+        self.check_open()?;
+        self.writable()?;
         self.not_deleting(origin)?;
         self.make_ready(&mut metadata).await?;
         metadata.check_snap(id, origin).await?;
@@ -157,6 +160,7 @@ impl Pool {
     pub async fn reserve_metadata_snap(&self) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
+        self.commit_ahead().await;
         let mut metadata = self.metadata.lock().await;
         self.make_ready_by_commit(&mut metadata).await?;
         let result = metadata.reserve_metadata_snap().await;

@@ -65,10 +65,13 @@ impl Pool {
             from = next;
             drop(metadata);
             self.runtime.sleep(PAUSE).await;
+            let many = self.freed.borrow().len() >= FREED_PER_COMMIT;
+            if many {
+                self.commit_ahead().await;
+            }
             metadata = self.metadata.lock().await;
             self.check_open()?;
             self.writable()?;
-            let many = self.freed.borrow().len() >= FREED_PER_COMMIT;
             if many || metadata.is_metadata_tight() {
                 self.make_ready_by_commit(&mut metadata).await?;
             }

@@ -115,6 +115,9 @@ pub struct Pool {
     pub(super) data: DataDeviceRef,
     pub(super) shared: Arc<PoolShared>,
     pub(super) metadata: Mutex<ThinMetadata>,
+    pub(super) metadata_device: Rc<dyn BlockDevice>,
+    /// Held by who does the work of a commit ahead of it.
+    pub(super) ahead: Mutex<()>,
     pub(super) channels: Channels,
     pub(super) cache: MappingCache,
     pub(super) locks: BlockLocks,
@@ -181,7 +184,7 @@ impl Pool {
             may_format: !config.read_only,
             read_only: config.read_only,
         };
-        let mut metadata = ThinMetadata::open(metadata_device, options).await?;
+        let mut metadata = ThinMetadata::open(metadata_device.clone(), options).await?;
         let needs_check = metadata.needs_check();
         if nr_data_blocks < metadata.nr_data_blocks() {
             return Err(invalid(format!(
@@ -229,6 +232,8 @@ impl Pool {
             data,
             shared,
             metadata: Mutex::new(metadata),
+            metadata_device,
+            ahead: Mutex::default(),
             channels: Channels::default(),
             locks: BlockLocks::default(),
             active: RefCell::default(),
