@@ -33,6 +33,17 @@ pub trait DataDevice {
     /// Writes what a device of the same host has read. Error: EINVAL for anything else.
     async fn write(&self, offset_sectors: u64, contents: Contents) -> Result<(), Errno>;
 
+    /// Copies a range to another place of the device; the two do not overlap.
+    async fn copy_within(
+        &self,
+        from_sectors: u64,
+        to_sectors: u64,
+        len_sectors: u64,
+    ) -> Result<(), Errno> {
+        let contents = self.read(from_sectors, len_sectors).await?;
+        self.write(to_sectors, contents).await
+    }
+
     /// Tells the device that a range is no longer needed.
     async fn discard(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno>;
 
@@ -46,7 +57,28 @@ pub type Contents = Box<dyn Any>;
 /// Copies go in pieces of this size, to bound memory.
 const PIECE_SECTORS: u64 = 2048;
 
-/// Copies a range of one device to another, or elsewhere on the same; the two do not overlap.
+/// The pieces of a range: where they begin in it and how long they are.
+fn pieces(len_sectors: u64) -> impl Iterator<Item = (u64, u64)> {
+    let begins = (0..len_sectors).step_by(PIECE_SECTORS as usize);
+    begins.map(move |at| (at, PIECE_SECTORS.min(len_sectors - at)))
+}
+
+/// Copies a range to another place of a device; the two do not overlap.
+pub async fn copy_within(
+    device: &dyn DataDevice,
+    from_sectors: u64,
+    to_sectors: u64,
+    len_sectors: u64,
+) -> Result<(), Errno> {
+    for (at, len) in pieces(len_sectors) {
+        device
+            .copy_within(from_sectors + at, to_sectors + at, len)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Copies a range of one device to another.
 pub async fn copy(
     from: &dyn DataDevice,
     from_sectors: u64,
@@ -54,12 +86,9 @@ pub async fn copy(
     to_sectors: u64,
     len_sectors: u64,
 ) -> Result<(), Errno> {
-    let mut at = 0;
-    while at < len_sectors {
-        let len = PIECE_SECTORS.min(len_sectors - at);
+    for (at, len) in pieces(len_sectors) {
         let contents = from.read(from_sectors + at, len).await?;
         to.write(to_sectors + at, contents).await?;
-        at += len;
     }
     Ok(())
 }

@@ -201,6 +201,26 @@ impl DataDevice for DataBdev {
         Ok(())
     }
 
+    async fn copy_within(
+        &self,
+        from_sectors: u64,
+        to_sectors: u64,
+        len_sectors: u64,
+    ) -> Result<(), Errno> {
+        if !self.info.copies {
+            let contents = self.read(from_sectors, len_sectors).await?;
+            return self.write(to_sectors, contents).await;
+        }
+        self.channel
+            .copy(
+                self.blocks(from_sectors),
+                self.blocks(to_sectors),
+                self.blocks(len_sectors),
+            )
+            .await
+            .map_err(Errno)
+    }
+
     async fn discard(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno> {
         self.range(IoKind::Unmap, offset_sectors, len_sectors).await
     }

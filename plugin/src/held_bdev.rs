@@ -99,6 +99,10 @@ impl DataDevice for HeldBdev {
         self.there()?.data.write(offset_sectors, contents).await
     }
 
+    async fn copy_within(&self, from: u64, to: u64, len: u64) -> Result<(), Errno> {
+        self.there()?.data.copy_within(from, to, len).await
+    }
+
     async fn discard(&self, offset_sectors: u64, len_sectors: u64) -> Result<(), Errno> {
         self.there()?
             .data

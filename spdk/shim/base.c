@@ -8,6 +8,7 @@
 #include "spdk/log.h"
 #include "spdk/nvme_spec.h"
 #include "spdk/thread.h"
+#include "spdk/version.h"
 #include "internal.h"
 
 struct sdm_desc {
@@ -120,6 +121,26 @@ sdm_submit_flush(struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
 	return spdk_bdev_flush_blocks(desc, channel, 0, spdk_bdev_get_num_blocks(bdev), cb, arg);
 }
 
+/* Whether it takes a command to copy: an NVMe drive may, a malloc bdev does. */
+static bool
+copies_itself(struct spdk_bdev *bdev)
+{
+#if SPDK_VERSION >= SPDK_VERSION_NUM(22, 9, 0)
+	return spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_COPY);
+#else
+	return false;
+#endif
+}
+
+/* Only a malloc bdev has memory to lend. Others say so because SPDK emulates it, with a buffer of limited
+ * size. */
+static bool
+lends_memory(struct spdk_bdev *bdev)
+{
+	return strcmp(bdev->module->name, "malloc") == 0 &&
+	       spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_ZCOPY);
+}
+
 void
 sdm_desc_info(void *desc, struct sdm_bdev_info *info)
 {
@@ -148,6 +169,7 @@ sdm_desc_info(void *desc, struct sdm_bdev_info *info)
 			info->io_kinds |= 1u << kinds[i].kind;
 		}
 	}
+	info->copies = copies_itself(d->bdev) || lends_memory(d->bdev);
 	info->stacked_on_nvme = !is_nvme(d->bdev) &&
 				spdk_bdev_io_type_supported(d->bdev, SPDK_BDEV_IO_TYPE_NVME_IO);
 }
@@ -166,6 +188,9 @@ sdm_desc_raw(void *desc)
 	return ((struct sdm_desc *)desc)->desc;
 }
 
+/* After the kinds that come from outside. */
+#define SDM_COPY (SDM_OTHER + 1)
+
 struct base_io {
 	int kind;
 	struct sdm_desc *desc;
@@ -173,6 +198,9 @@ struct base_io {
 	void *buf;
 	uint64_t offset;
 	uint64_t count;
+	uint64_t to;			/* of a copy */
+	struct spdk_bdev_io *lent;	/* has the memory of the source of a copy */
+	int err;
 	void (*done)(void *, int);
 	void *ctx;
 	struct spdk_bdev_io_wait_entry wait;
@@ -190,6 +218,72 @@ base_io_done(struct spdk_bdev_io *bdev_io, bool success, void *ctx)
 {
 	spdk_bdev_free_io(bdev_io);
 	base_io_finish(ctx, success ? 0 : EIO);
+}
+
+static void base_io_submit(void *ctx);
+
+static void
+lent_returned(struct spdk_bdev_io *bdev_io, bool success, void *ctx)
+{
+	struct base_io *io = ctx;
+
+	spdk_bdev_free_io(bdev_io);
+	base_io_finish(io, io->err);
+}
+
+static void
+copy_return(struct base_io *io, int err)
+{
+	io->err = err;
+	/* Nothing was changed in it, so nothing is to be committed, and there is nothing that can fail. */
+	if (spdk_bdev_zcopy_end(io->lent, false, lent_returned, io) != 0) {
+		lent_returned(io->lent, false, io);
+	}
+}
+
+static void
+copy_written(struct spdk_bdev_io *bdev_io, bool success, void *ctx)
+{
+	spdk_bdev_free_io(bdev_io);
+	copy_return(ctx, success ? 0 : EIO);
+}
+
+static void
+copy_lent(struct spdk_bdev_io *bdev_io, bool success, void *ctx)
+{
+	struct base_io *io = ctx;
+
+	if (!success) {
+		spdk_bdev_free_io(bdev_io);
+		base_io_finish(io, EIO);
+		return;
+	}
+	io->lent = bdev_io;
+	base_io_submit(io);
+}
+
+/* First the bdev lends the memory of the source, then that is written. */
+static int
+copy_submit(struct base_io *io)
+{
+	struct spdk_bdev_desc *desc = io->desc->desc;
+	struct iovec *iovs;
+	int count;
+
+	if (io->lent != NULL) {
+		spdk_bdev_io_get_iovec(io->lent, &iovs, &count);
+		return spdk_bdev_writev_blocks(desc, io->channel, iovs, count, io->to, io->count, copy_written, io);
+	}
+#if SPDK_VERSION >= SPDK_VERSION_NUM(22, 9, 0)
+	if (copies_itself(io->desc->bdev)) {
+		return spdk_bdev_copy_blocks(desc, io->channel, io->to, io->offset, io->count, base_io_done, io);
+	}
+#endif
+#if SPDK_VERSION >= SPDK_VERSION_NUM(21, 1, 0)
+	return spdk_bdev_zcopy_start(desc, io->channel, NULL, 0, io->offset, io->count, true, copy_lent, io);
+#else
+	return spdk_bdev_zcopy_start(desc, io->channel, io->offset, io->count, true, copy_lent, io);
+#endif
 }
 
 static void
@@ -215,6 +309,9 @@ base_io_submit(void *ctx)
 	case SDM_WRITE_ZEROES:
 		rc = spdk_bdev_write_zeroes_blocks(desc, io->channel, io->offset, io->count, base_io_done, io);
 		break;
+	case SDM_COPY:
+		rc = copy_submit(io);
+		break;
 	default:
 		rc = -ENOTSUP;
 		break;
@@ -225,28 +322,42 @@ base_io_submit(void *ctx)
 		io->wait.cb_arg = io;
 		rc = spdk_bdev_queue_io_wait(io->desc->bdev, io->channel, &io->wait);
 	}
-	if (rc != 0) {
+	if (rc != 0 && io->lent != NULL) {
+		copy_return(io, -rc);
+	} else if (rc != 0) {
 		base_io_finish(io, -rc);
 	}
+}
+
+static void
+base_io_start(struct base_io fields)
+{
+	struct base_io *io = calloc(1, sizeof(*io));
+
+	if (io == NULL) {
+		fields.done(fields.ctx, ENOMEM);
+		return;
+	}
+	*io = fields;
+	base_io_submit(io);
 }
 
 void
 sdm_base_io(int kind, void *desc, void *channel, void *buf, uint64_t offset_blocks, uint64_t nr_blocks,
 	    void (*done)(void *, int), void *ctx)
 {
-	struct base_io *io = calloc(1, sizeof(*io));
+	base_io_start((struct base_io) {
+		.kind = kind, .desc = desc, .channel = channel, .buf = buf, .offset = offset_blocks,
+		.count = nr_blocks, .done = done, .ctx = ctx
+	});
+}
 
-	if (io == NULL) {
-		done(ctx, ENOMEM);
-		return;
-	}
-	io->kind = kind;
-	io->desc = desc;
-	io->channel = channel;
-	io->buf = buf;
-	io->offset = offset_blocks;
-	io->count = nr_blocks;
-	io->done = done;
-	io->ctx = ctx;
-	base_io_submit(io);
+void
+sdm_base_copy(void *desc, void *channel, uint64_t from_block, uint64_t to_block, uint64_t nr_blocks,
+	      void (*done)(void *, int), void *ctx)
+{
+	base_io_start((struct base_io) {
+		.kind = SDM_COPY, .desc = desc, .channel = channel, .offset = from_block, .to = to_block,
+		.count = nr_blocks, .done = done, .ctx = ctx
+	});
 }

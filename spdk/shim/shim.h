@@ -34,6 +34,7 @@ struct sdm_bdev_info {
 	uint32_t metadata_interleaved;
 	uint32_t dif_type;
 	uint32_t io_kinds; /* bit per sdm_io_kind */
+	uint32_t copies; /* sdm_base_copy works */
 	uint32_t stacked_on_nvme; /* not an NVMe bdev, yet above one: flushes may end there */
 };
 
@@ -80,6 +81,9 @@ int sdm_bdev_exists(const char *name);
 /* Slow path I/O: waits for resources by itself, then calls done(ctx, 0 or errno). */
 void sdm_base_io(int kind, void *desc, void *channel, void *buf, uint64_t offset_blocks, uint64_t nr_blocks,
 		 void (*done)(void *, int), void *ctx);
+/* Copies blocks to another place of the same bdev, without a buffer of ours; where info says it copies. */
+void sdm_base_copy(void *desc, void *channel, uint64_t from_block, uint64_t to_block, uint64_t nr_blocks,
+		   void (*done)(void *, int), void *ctx);
 
 /* virtual bdevs */
 struct sdm_vbdev_ops {

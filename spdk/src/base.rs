@@ -75,6 +75,8 @@ pub struct Info {
     /// Protection information type, 0 = none.
     pub dif_type: u32,
     io_kinds: u32,
+    /// Whether [`BaseChannel::copy`] works.
+    pub copies: bool,
     /// Another module's bdev above an NVMe bdev, where flushes may end without reaching the drive.
     pub stacked_on_nvme: bool,
 }
@@ -168,6 +170,7 @@ impl Descriptor {
             metadata_interleaved: info.metadata_interleaved != 0,
             dif_type: info.dif_type,
             io_kinds: info.io_kinds,
+            copies: info.copies != 0,
             stacked_on_nvme: info.stacked_on_nvme != 0,
         }
     }
@@ -180,6 +183,7 @@ impl Descriptor {
             BaseChannel(Rc::new(ChannelInner {
                 raw,
                 desc: self.clone(),
+                block_bytes: self.info().block_bytes as usize,
             }))
         })
     }
@@ -217,6 +221,7 @@ struct ChannelInner {
     raw: *mut c_void,
     /// Keeps the bdev open as long as there is a channel.
     desc: Descriptor,
+    block_bytes: usize,
 }
 
 impl Drop for ChannelInner {
@@ -255,6 +260,26 @@ impl BaseChannel {
         &self.0.desc
     }
 
+    /// Has an I/O submitted with what it owns while it is under way, and waits for its end.
+    async fn submitted(
+        &self,
+        buf: Option<DmaBuf>,
+        submit: impl FnOnce(*mut c_void),
+    ) -> (Option<DmaBuf>, Result<(), i32>) {
+        let (tx, rx) = oneshot::channel();
+        let pending = Box::new(Pending {
+            buf,
+            done: tx,
+            _channel: self.clone(),
+        });
+        submit(Box::into_raw(pending).cast());
+        match rx.await {
+            Ok((buf, 0)) => (buf, Ok(())),
+            Ok((buf, err)) => (buf, Err(err)),
+            Err(_) => (None, Err(5)),
+        }
+    }
+
     async fn io(
         &self,
         kind: IoKind,
@@ -262,17 +287,10 @@ impl BaseChannel {
         offset_blocks: u64,
         nr_blocks: u64,
     ) -> (Option<DmaBuf>, Result<(), i32>) {
-        let (tx, rx) = oneshot::channel();
         let data = buf.as_ref().map_or(std::ptr::null_mut(), DmaBuf::as_ptr);
-        let pending = Box::new(Pending {
-            buf,
-            done: tx,
-            _channel: self.clone(),
-        });
-        let ctx = Box::into_raw(pending).cast();
         // SAFETY: channel and descriptor live until base_io_done, which is called exactly once, and so
         // does the buffer; its length was checked by the callers.
-        unsafe {
+        let submit = |ctx| unsafe {
             ffi::sdm_base_io(
                 kind as c_int,
                 self.0.desc.raw(),
@@ -283,16 +301,30 @@ impl BaseChannel {
                 base_io_done,
                 ctx,
             );
-        }
-        match rx.await {
-            Ok((buf, 0)) => (buf, Ok(())),
-            Ok((buf, err)) => (buf, Err(err)),
-            Err(_) => (None, Err(5)),
-        }
+        };
+        self.submitted(buf, submit).await
+    }
+
+    /// Copies blocks to another place of the bdev, which does not overlap them. Fails where
+    /// [`Info::copies`] is false.
+    pub async fn copy(&self, from_block: u64, to_block: u64, nr_blocks: u64) -> Result<(), i32> {
+        // SAFETY: channel and descriptor live until base_io_done, which is called exactly once.
+        let submit = |ctx| unsafe {
+            ffi::sdm_base_copy(
+                self.0.desc.raw(),
+                self.0.raw,
+                from_block,
+                to_block,
+                nr_blocks,
+                base_io_done,
+                ctx,
+            );
+        };
+        self.submitted(None, submit).await.1
     }
 
     async fn transfer(&self, kind: IoKind, buf: DmaBuf, offset_blocks: u64) -> Result<DmaBuf, i32> {
-        let block_bytes = self.0.desc.info().block_bytes as usize;
+        let block_bytes = self.0.block_bytes;
         if !buf.len().is_multiple_of(block_bytes) {
             return Err(22);
         }

@@ -14,6 +14,7 @@ pub struct BdevInfo {
     pub metadata_interleaved: u32,
     pub dif_type: u32,
     pub io_kinds: u32,
+    pub copies: u32,
     pub stacked_on_nvme: u32,
 }
 
@@ -119,6 +120,15 @@ unsafe extern "C" {
         channel: *mut c_void,
         buf: *mut c_void,
         offset_blocks: u64,
+        nr_blocks: u64,
+        done: Done,
+        ctx: *mut c_void,
+    );
+    pub fn sdm_base_copy(
+        desc: *mut c_void,
+        channel: *mut c_void,
+        from_block: u64,
+        to_block: u64,
         nr_blocks: u64,
         done: Done,
         ctx: *mut c_void,

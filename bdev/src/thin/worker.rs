@@ -8,7 +8,7 @@ use super::map::{DATA, PoolMode, Thin, ThinDev};
 use super::metadata::{ThinError, ThinMetadata};
 use super::pool::Pool;
 use crate::channel::Deferred;
-use crate::device::copy;
+use crate::device::{copy, copy_within};
 use crate::errno::Errno;
 use crate::target::IoKind;
 use std::rc::Rc;
@@ -164,10 +164,7 @@ impl Pool {
     ) -> Result<(), Errno> {
         let sectors = u64::from(self.config.data_block_size_sectors);
         match old {
-            Some(old) => {
-                let data = &*self.data;
-                copy(data, old * sectors, data, new * sectors, sectors).await
-            }
+            Some(old) => copy_within(&*self.data, old * sectors, new * sectors, sectors).await,
             None => self.fill_new(dev, block, new * sectors).await,
         }
     }
