@@ -152,9 +152,15 @@ impl World {
                     btree::delete(&self.tm, root, &DataRefs(&self.disk)).await?;
                 }
             }
+            Step::Ahead { pieces, blocks } => {
+                for _ in 0..pieces {
+                    self.disk.apply_ahead(&self.tm).await?;
+                }
+                self.tm.write_ahead(blocks).await?;
+            }
             Step::Commit => self.commit().await?,
         }
-        Ok(())
+        self.disk.relieve(&self.tm).await
     }
 
     /// Structure, contents and every count, of metadata and data.
@@ -209,6 +215,7 @@ enum Step {
     Remove { tree: usize, first: u64, count: u64 },
     Snapshot { tree: usize },
     Delete { tree: usize },
+    Ahead { pieces: usize, blocks: usize },
     Commit,
 }
 
@@ -220,6 +227,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(tree, first, count)| Step::Remove { tree, first, count }),
         2 => (0..6usize).prop_map(|tree| Step::Snapshot { tree }),
         1 => (0..6usize).prop_map(|tree| Step::Delete { tree }),
+        2 => (0..4usize, 0..50usize).prop_map(|(pieces, blocks)| Step::Ahead { pieces, blocks }),
         2 => Just(Step::Commit),
     ]
 }
