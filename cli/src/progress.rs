@@ -57,6 +57,11 @@ impl Progress {
         }
     }
 
+    /// Where it is, for what is told by others.
+    pub fn at(&self, steps: u64) {
+        self.bar.set_position(steps);
+    }
+
     /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

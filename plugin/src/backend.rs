@@ -18,8 +18,8 @@ use rpc::params::{
     PloopPushBackupWrite, PloopResize, PloopSetNoresume, PloopSnapshot, PloopStatusOf,
     PloopTrackingGetNext, PloopUpdateDeltaIndex, PoolName, SnapshotCreate, SnapshotMerge,
     SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate, ThinCreate,
-    ThinDeactivate, ThinDelete, ThinDelta, ThinDump, ThinList, ThinMetadataSnapExport,
-    ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
+    ThinDeactivate, ThinDelete, ThinDelta, ThinDevice, ThinDump, ThinList, ThinMergeExternal,
+    ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
 };
 use serde_json::{Value, json};
 use spdk::rpc::Request;
@@ -82,35 +82,7 @@ impl Backend for Methods {
     }
 
     async fn thin_pool_delete(&self, params: Name) -> Answer {
-        let name = params.name;
-        if let Ok(open) = self.0.open_entry(&name) {
-            let count = open.pool.active_ids().len();
-            if count > 0 {
-                return Err(RpcError::new(
-                    Errno::EBUSY,
-                    format!(
-                        "pool '{name}' has {count} active thin bdevs; thin_deactivate them first"
-                    ),
-                ));
-            }
-            drop(open);
-            self.0.close_pool(&name).await?;
-        }
-        let waiting = match self.0.pools.borrow().get(&name) {
-            None => return Err(no_pool(&name)),
-            Some(entry) => entry.life.is_waiting(),
-        };
-        if !waiting {
-            return Err(RpcError::new(
-                Errno::EBUSY,
-                format!("pool '{name}' is being opened or closed; try again"),
-            ));
-        }
-        self.0.pools.borrow_mut().remove(&name);
-        self.0
-            .thins
-            .borrow_mut()
-            .retain(|_, thin| thin.params.pool != name);
+        self.0.delete_pool(&params.name).await?;
         Ok(json!(true))
     }
 
@@ -270,6 +242,18 @@ impl Backend for Methods {
         let readers = self.readers(&params.pool)?;
         let work = async |snapshot| dump::thin_delta(snapshot, &params).await;
         readers.read("thin_delta", work).await
+    }
+
+    async fn thin_merge_external(&self, params: ThinMergeExternal) -> Answer {
+        self.0.merge_external(&params).await
+    }
+
+    async fn thin_merge_external_stop(&self, params: ThinDevice) -> Answer {
+        self.0.stop_external_merge(&params).await
+    }
+
+    async fn thin_merge_external_status(&self, params: ThinDevice) -> Answer {
+        self.0.external_merge_status(&params).await
     }
 
     async fn era_create(&self, params: EraCreate) -> Answer {

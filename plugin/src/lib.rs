@@ -10,6 +10,7 @@ mod dm;
 mod dump;
 mod eras;
 mod export;
+mod external_merge;
 mod held_bdev;
 mod host;
 mod life;

@@ -65,6 +65,32 @@ impl Registry {
         Ok(())
     }
 
+    /// Closes a pool without active devices, and forgets it and the thin bdevs declared with it.
+    pub async fn delete_pool(self: &Rc<Self>, name: &str) -> Result<(), RpcError> {
+        let busy = |why: String| RpcError::new(Errno::EBUSY, format!("pool '{name}' {why}"));
+        if let Ok(open) = self.open_entry(name) {
+            let count = open.pool.active_ids().len();
+            if count > 0 {
+                return Err(busy(format!(
+                    "has {count} active thin bdevs; thin_deactivate them first"
+                )));
+            }
+            drop(open);
+            self.close_pool(name).await?;
+        }
+        let waiting = match self.pools.borrow().get(name) {
+            None => return Err(no_pool(name)),
+            Some(entry) => entry.life.is_waiting(),
+        };
+        if !waiting {
+            return Err(busy("is being opened or closed; try again".to_owned()));
+        }
+        self.pools.borrow_mut().remove(name);
+        let mut thins = self.thins.borrow_mut();
+        thins.retain(|_, thin| thin.params.pool != name);
+        Ok(())
+    }
+
     /// Opens a declared pool whose bdevs have come.
     pub async fn open_and_log(self: &Rc<Self>, name: &str) {
         if let Err(error) = self.open_pool(name).await {
@@ -178,6 +204,9 @@ fn notification(pool: &str, event: &PoolEvent) -> String {
             data_blocks,
             metadata_blocks,
         } => format!("{pool} {data_blocks} {metadata_blocks}"),
+        PoolEvent::ExternalMergeFinished { id } | PoolEvent::ExternalMergeFailed { id } => {
+            format!("{pool} {id}")
+        }
     }
 }
 

@@ -31,6 +31,7 @@ impl Registry {
                 format!("there is a bdev '{name}' already; choose another bdev_name"),
             ));
         }
+        self.check_origin_is_still(params)?;
         let nr_sectors = params.nr_sectors()?;
         let refuse = |error: PoolError| {
             RpcError::new(error.errno(), format!("pool '{}': {error}", params.pool))
@@ -54,6 +55,10 @@ impl Registry {
             .activate(params.id, nr_sectors, device)
             .await
             .map_err(refuse)?;
+        if let Err(error) = self.check_origin_is_still(params) {
+            let _ = open.pool.deactivate(params.id).await;
+            return Err(error);
+        }
         let info = open.data.info();
         let shared = open.pool.shared();
         let boundary = u32::try_from(shared.logical_per_block()).unwrap_or(0);

@@ -150,6 +150,22 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('name', help='Name of the device')
     p.set_defaults(func=lambda args: _call(args, 'dm_table', ['name']))
 
+    p = subparsers.add_parser('thin_merge_external', help='Merge what an active thin device has into its external origin, which must not be in use otherwise; the device reads the same all the time. See thin_merge_external_status and the notifications for the end', description='Merge what an active thin device has into its external origin, which must not be in use otherwise; the device reads the same all the time. See thin_merge_external_status and the notifications for the end')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
+    p.add_argument('--mib-per-second', dest='mib_per_second', help='Most MiB merged per second; 0: as many as can be (default 0)', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_merge_external', ['pool', 'id', 'mib_per_second']))
+
+    p = subparsers.add_parser('thin_merge_external_stop', help='Stop such a merge after the batch in hand; thin_merge_external goes on with what is left', description='Stop such a merge after the batch in hand; thin_merge_external goes on with what is left')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_merge_external_stop', ['pool', 'id']))
+
+    p = subparsers.add_parser('thin_merge_external_status', help='Show how such a merge is, or how the last one since the device was activated has ended', description='Show how such a merge is, or how the last one since the device was activated has ended')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_merge_external_status', ['pool', 'id']))
+
     p = subparsers.add_parser('era_create', help='Record on a metadata bdev in which era each block of an origin bdev is written, and make the origin available as a bdev of this name; a metadata bdev that begins with 4096 zero bytes is formatted', description='Record on a metadata bdev in which era each block of an origin bdev is written, and make the origin available as a bdev of this name; a metadata bdev that begins with 4096 zero bytes is formatted')
     p.add_argument('name', help='Name of the era target')
     p.add_argument('metadata_bdev', help='Bdev for the metadata')

@@ -1,12 +1,14 @@
 //! Parameters of the methods.
 
 mod era;
+mod external_merge;
 mod metadata_snap;
 mod nbd;
 mod ploop;
 mod snapshot;
 
 pub use era::{EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince};
+pub use external_merge::{ThinDevice, ThinMergeExternal};
 pub use metadata_snap::{
     DumpFormat, MAX_PAGE, ThinDelta, ThinDump, ThinMetadataSnapExport, page_entries,
 };

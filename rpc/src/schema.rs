@@ -2,6 +2,7 @@
 //! hold it against the parameter structs.
 
 mod era;
+mod external_merge;
 mod nbd;
 mod ploop;
 mod snapshot;
@@ -82,8 +83,9 @@ const FILE: Parameter = optional(
     "Write XML to this new file, given with its full path, on the machine of the target",
 );
 
-const PARTS: [&[Method]; 5] = [
+const PARTS: [&[Method]; 6] = [
     OWN,
+    &external_merge::METHODS,
     &era::METHODS,
     &snapshot::METHODS,
     &ploop::METHODS,

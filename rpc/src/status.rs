@@ -5,8 +5,8 @@ use bdev::ploop::PloopStatus;
 use bdev::ploop::image::{InUse, Version};
 use bdev::ploop::status::DeltaStatus;
 use bdev::snapshot::{Condition, MergeState, OriginStatus, SnapshotStatus};
-use bdev::thin::PoolMode;
 use bdev::thin::status::{PoolStatus, ThinStatus};
+use bdev::thin::{ExternalMerge, ExternalMergeState, PoolMode};
 use serde_json::{Value, json};
 
 /// A mode in the kernel's word.
@@ -128,6 +128,26 @@ pub fn thin_json(status: &ThinStatus) -> Value {
     json!({
         "mapped_sectors": mapped_sectors(status),
         "highest_mapped_sector": highest_mapped_sector(status),
+    })
+}
+
+/// A merge of a thin device into its external origin, field by field.
+pub fn external_merge_json(pool: &str, merge: &ExternalMerge) -> Value {
+    let (state, failure) = match &merge.state {
+        ExternalMergeState::Running => ("running", None),
+        ExternalMergeState::Stopped => ("stopped", None),
+        ExternalMergeState::Failed(reason) => ("failed", Some(reason.as_str())),
+        ExternalMergeState::Finished => ("finished", None),
+    };
+    json!({
+        "pool": pool,
+        "id": merge.id,
+        "state": state,
+        "failure": failure,
+        "merged_blocks": merge.merged_blocks,
+        "mapped_blocks": merge.mapped_blocks,
+        "block_size_sectors": merge.block_sectors,
+        "mib_per_second": merge.bytes_per_second >> 20,
     })
 }
 

@@ -162,6 +162,20 @@ impl Disk {
         self.durable.borrow().len() as u64
     }
 
+    /// What a block holds for certain, also after a power cut.
+    pub fn durable(&self, block: u64) -> Option<u64> {
+        let durable = self.durable.borrow();
+        Some(durable.get(block as usize)?.value())
+    }
+
+    /// All that a block may hold after a power cut.
+    pub fn versions(&self, block: u64) -> Vec<u64> {
+        let cached = self.cached.borrow();
+        let written = cached.get(&block).into_iter().flatten();
+        let written = written.map(|(_, content)| content.value());
+        self.durable(block).into_iter().chain(written).collect()
+    }
+
     fn get(&self, block: u64) -> Option<Content> {
         let cached = self.cached.borrow();
         let newest = cached.get(&block).and_then(|versions| versions.last());

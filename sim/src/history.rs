@@ -195,6 +195,13 @@ impl History {
         }
     }
 
+    /// Anything that some blocks ever held they may hold again.
+    pub fn doubt_all_of(&mut self, first: u64, count: u64) {
+        for write in self.range(first, count).flatten() {
+            write.doubtful = true;
+        }
+    }
+
     /// Checks what a read that ends now found. A volume's choice of beginnings is narrowed by it.
     pub fn check(
         &mut self,

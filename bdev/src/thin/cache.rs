@@ -27,11 +27,23 @@ const MIN_FRAMES: usize = 64;
 /// A cached "nothing is mapped here". Cannot be a mapping: its data block would be 2^40 - 1.
 pub const UNMAPPED: u64 = u64::MAX;
 
-const TIME_BITS: u32 = 24;
+pub(super) const TIME_BITS: u32 = 24;
+
+/// In a published mapping: writes come to the owner, reads go on. No mapping has this bit: a pool of 2^39
+/// data blocks has space maps beyond the largest metadata device.
+const HELD: u64 = 1 << 63;
 
 /// Packs a mapping as on disk: data block in the top 40 bits, time in the low 24.
 pub fn pack(data_block: u64, time: u32) -> u64 {
     data_block << TIME_BITS | u64::from(time)
+}
+
+/// A value as it is published while writes to its block have to come to the owner.
+pub(crate) fn held(value: u64) -> u64 {
+    match value {
+        UNMAPPED => UNMAPPED,
+        value => value | HELD,
+    }
 }
 
 /// What the cache knows of a virtual block.
@@ -41,6 +53,11 @@ pub enum Entry {
     NotCached,
     /// A hole.
     Unmapped,
+    /// Mapped, and the owner is at work on it: writes wait there.
+    Held {
+        /// Block of the data device.
+        data_block: u64,
+    },
     /// Mapped.
     Mapped {
         /// Block of the data device.
@@ -75,6 +92,9 @@ impl PageTable {
             None => Entry::NotCached,
             Some(cell) => match cell.load(Ordering::Acquire) {
                 UNMAPPED => Entry::Unmapped,
+                value if value & HELD != 0 => Entry::Held {
+                    data_block: (value & !HELD) >> TIME_BITS,
+                },
                 value => Entry::Mapped {
                     data_block: value >> TIME_BITS,
                     time: (value & ((1 << TIME_BITS) - 1)) as u32,
@@ -125,6 +145,21 @@ impl PageTable {
                 (block..page_end).for_each(|block| self.set(block, UNMAPPED));
             }
             block = page_end;
+        }
+    }
+
+    /// Has writes to mapped blocks of a range come to the owner, or lets them pass again. What is published
+    /// later has to be held by who publishes it ([`held`]).
+    pub(crate) fn hold(&self, begin: u64, end: u64, hold: bool) {
+        for block in begin..end {
+            let Some(cell) = self.cell(block) else {
+                continue;
+            };
+            match cell.load(Ordering::Relaxed) {
+                UNMAPPED => {}
+                value if hold => cell.store(value | HELD, Ordering::SeqCst),
+                value => cell.store(value & !HELD, Ordering::SeqCst),
+            }
         }
     }
 

@@ -119,6 +119,7 @@ impl Pool {
         self.check_open()?;
         self.writable()?;
         self.not_deleting(origin)?;
+        self.check_no_external_merge(origin)?;
         self.make_ready(&mut metadata).await?;
         metadata.check_snap(id, origin).await?;
         let active = self.active.borrow().get(&origin).cloned();
@@ -255,6 +256,7 @@ impl Pool {
         let dev = self.active.borrow().get(&id).cloned();
         if let Some(dev) = dev {
             dev.leaving.store(true, Ordering::SeqCst);
+            self.let_merge_go(id);
             self.fail_no_space(Errno::ENOSPC, |waiting| Arc::ptr_eq(&waiting.volume, &dev));
         }
     }
@@ -269,6 +271,7 @@ impl Pool {
             });
         };
         dev.closed.store(true, Ordering::SeqCst);
+        self.let_merge_go(id);
         self.fail_no_space(Errno::ENODEV, |waiting| Arc::ptr_eq(&waiting.volume, &dev));
         self.channels.barrier().await;
         self.drain_tasks(id).await;
@@ -280,6 +283,7 @@ impl Pool {
         self.cache.forget(&dev, &self.channels).await;
         self.active.borrow_mut().remove(&id);
         self.origins.borrow_mut().remove(&id);
+        self.merging.borrow_mut().remove(&id);
         committed
     }
 

@@ -41,6 +41,38 @@ pub enum PoolError {
         /// How many it had mapped.
         mapped_blocks: u64,
     },
+    /// A device is being merged into its external origin.
+    #[error(
+        "thin device {id} of pool '{pool}' is being merged into its external origin; wait until that has ended, or stop it"
+    )]
+    Merging {
+        /// The pool.
+        pool: String,
+        /// The device.
+        id: u32,
+    },
+    /// A device is not being merged.
+    #[error(
+        "thin device {id} of pool '{pool}' is not being merged into its external origin; see thin_merge_external_status"
+    )]
+    NotMerging {
+        /// The pool.
+        pool: String,
+        /// The device.
+        id: u32,
+    },
+    /// Other devices show what would change.
+    #[error(
+        "thin device {id} of pool '{pool}' cannot be merged into its external origin: it shares blocks with {others}, which would see the external origin change; delete that first"
+    )]
+    Related {
+        /// The pool.
+        pool: String,
+        /// The device.
+        id: u32,
+        /// The others, in words.
+        others: String,
+    },
     /// A device is not active.
     #[error("thin device {id} of pool '{pool}' is not active")]
     NotActive {
@@ -97,10 +129,14 @@ impl PoolError {
         match self {
             PoolError::Metadata(error) => error.errno(),
             PoolError::Mode { .. } => Errno::EOPNOTSUPP,
-            PoolError::Active { .. } | PoolError::InUse { .. } | PoolError::Deleting { .. } => {
-                Errno::EBUSY
-            }
-            PoolError::NotActive { .. } | PoolError::Closed { .. } => Errno::ENODEV,
+            PoolError::Active { .. }
+            | PoolError::InUse { .. }
+            | PoolError::Deleting { .. }
+            | PoolError::Merging { .. }
+            | PoolError::Related { .. } => Errno::EBUSY,
+            PoolError::NotActive { .. }
+            | PoolError::NotMerging { .. }
+            | PoolError::Closed { .. } => Errno::ENODEV,
             PoolError::Invalid { .. } => Errno::EINVAL,
             PoolError::Data { errno, .. } | PoolError::Uncommitted { errno, .. } => *errno,
         }

@@ -29,10 +29,20 @@ pub enum PoolEvent {
         /// Metadata blocks now.
         metadata_blocks: u64,
     },
+    /// All a device had is in its external origin now.
+    ExternalMergeFinished {
+        /// The device.
+        id: u32,
+    },
+    /// A merge into an external origin has ended before its time; its status says why.
+    ExternalMergeFailed {
+        /// The device.
+        id: u32,
+    },
 }
 
 impl PoolEvent {
-    /// A word for it, as in notifications: `thin_pool_…`.
+    /// A word for it, as in notifications.
     pub fn name(&self) -> &'static str {
         match self {
             PoolEvent::Mode(_) => "thin_pool_mode",
@@ -40,16 +50,20 @@ impl PoolEvent {
             PoolEvent::LowMetadata { .. } => "thin_pool_low_metadata",
             PoolEvent::NoSpaceTimeout => "thin_pool_no_space_timeout",
             PoolEvent::Grown { .. } => "thin_pool_grown",
+            PoolEvent::ExternalMergeFinished { .. } => "thin_merge_external_finished",
+            PoolEvent::ExternalMergeFailed { .. } => "thin_merge_external_failed",
         }
     }
 
     /// All the names.
-    pub const NAMES: [&'static str; 5] = [
+    pub const NAMES: [&'static str; 7] = [
         "thin_pool_mode",
         "thin_pool_low_data",
         "thin_pool_low_metadata",
         "thin_pool_no_space_timeout",
         "thin_pool_grown",
+        "thin_merge_external_finished",
+        "thin_merge_external_failed",
     ];
 }
 

@@ -159,7 +159,9 @@ impl ThinDev {
     fn map_read(&self, request: &Request) -> Map {
         let (block, offset) = self.pool.split(request.offset_blocks);
         match self.pages.get(block) {
-            Entry::Mapped { data_block, .. } => self.remap(data_block, offset),
+            Entry::Mapped { data_block, .. } | Entry::Held { data_block } => {
+                self.remap(data_block, offset)
+            }
             Entry::Unmapped => self.map_hole(request),
             Entry::NotCached => Map::Defer,
         }
@@ -189,7 +191,7 @@ impl ThinDev {
             Entry::Mapped { data_block, time } if !self.is_shared(time) => {
                 self.remap(data_block, offset)
             }
-            Entry::NotCached => Map::Defer,
+            Entry::NotCached | Entry::Held { .. } => Map::Defer,
             _ if mode.refuses_changes() => Map::Fail(Errno::EIO),
             _ => Map::Defer,
         }

@@ -9,6 +9,7 @@ use super::commit::CommitRounds;
 use super::deletion::Deletion;
 use super::error::PoolError;
 use super::events::PoolEvent;
+use super::external_merge::Merging;
 use super::map::{PoolMode, PoolShared, Thin, ThinDev};
 use super::metadata::{OpenOptions, ThinMetadata};
 use super::provision::{self, FirstWrite};
@@ -143,6 +144,8 @@ pub struct Pool {
     pub(super) watcher: RefCell<Option<Watcher>>,
     pub(super) counters: Cell<PoolCounters>,
     pub(super) deletions: RefCell<BTreeMap<u32, Deletion>>,
+    /// Merges into external origins, by device: under way, or how the last one ended.
+    pub(super) merging: RefCell<BTreeMap<u32, Rc<Merging>>>,
     /// Tasks working on I/O, per device.
     pub(super) tasks: RefCell<FxHashMap<u32, u64>>,
     pub(super) idle: RefCell<Vec<oneshot::Sender<()>>>,
@@ -250,6 +253,7 @@ impl Pool {
             watcher: RefCell::default(),
             counters: Cell::default(),
             deletions: RefCell::default(),
+            merging: RefCell::default(),
             tasks: RefCell::default(),
             idle: RefCell::default(),
             closed: Cell::new(false),

@@ -101,6 +101,25 @@ impl Pool {
         end: u64,
         limit: u64,
     ) -> Result<u64, Errno> {
+        let count = self.remove_mappings(metadata, dev, begin, end).await?;
+        self.count(|counters| counters.discarded += count);
+        match metadata.next_mapped(dev.id, end).await {
+            Ok(next) => Ok(next.unwrap_or(limit).min(limit)),
+            Err(error) => {
+                log::error!("pool '{}': {error}", self.config.name);
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    /// Takes the mappings of `begin..end` away, whose lock the caller holds. Returns how many there were.
+    pub(super) async fn remove_mappings(
+        &self,
+        metadata: &mut ThinMetadata,
+        dev: &Arc<ThinDev>,
+        begin: u64,
+        end: u64,
+    ) -> Result<u64, Errno> {
         self.relieve(metadata).await?;
         if self.shared.mode().refuses_changes() {
             return Err(Errno::EIO);
@@ -115,16 +134,9 @@ impl Pool {
         if removed.count > 0 {
             dev.dirty.store(true, Ordering::Release);
             dev.pages.unmap(begin, end);
-            self.count(|counters| counters.discarded += removed.count);
             self.hold_freed(metadata, removed.freed);
         }
-        match metadata.next_mapped(dev.id, end).await {
-            Ok(next) => Ok(next.unwrap_or(limit).min(limit)),
-            Err(error) => {
-                log::error!("pool '{}': {error}", self.config.name);
-                Err(Errno::EIO)
-            }
-        }
+        Ok(removed.count)
     }
 
     /// What to do with data blocks that have lost their last mapping: they may still have I/O in flight,
@@ -153,7 +165,7 @@ impl Pool {
                 Entry::Mapped { data_block, time } if dev.is_shared(time) => {
                     self.make_writable(dev, block, Some(data_block)).await?;
                 }
-                Entry::Mapped { .. } => {}
+                Entry::Mapped { .. } | Entry::Held { .. } => {}
             }
             // A snapshot taken now would share the block that is being zeroed; holding the metadata
             // keeps it away.

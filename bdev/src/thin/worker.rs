@@ -98,7 +98,8 @@ impl Pool {
         let old = match entry {
             Entry::Mapped { data_block, time } if dev.is_shared(time) => Some(data_block),
             Entry::Unmapped => None,
-            Entry::Mapped { .. } | Entry::NotCached => return Outcome::Retry,
+            // Nobody holds a block while another has its lock.
+            Entry::Mapped { .. } | Entry::Held { .. } | Entry::NotCached => return Outcome::Retry,
         };
         if !has_write {
             return Outcome::Retry;
@@ -133,6 +134,7 @@ impl Pool {
             .lookup_range(dev.id, first, &mut values)
             .await
             .map_err(|error| self.read_failed(&error))?;
+        self.hold_merging(dev.id, first, &mut values);
         self.cache.publish(dev, page, frame, &values);
         Ok(dev.pages.get(block))
     }

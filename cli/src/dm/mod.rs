@@ -6,6 +6,7 @@
 mod create;
 mod devices;
 mod line;
+mod merge;
 mod message;
 mod remove;
 mod show;
@@ -37,6 +38,8 @@ pub enum Verb {
     Remove(remove::RemoveArgs),
     /// Wait for an event of a device
     Wait(wait::WaitArgs),
+    /// Merge a thin device back into its external origin
+    Merge(merge::MergeArgs),
 }
 
 impl Verb {
@@ -50,6 +53,7 @@ impl Verb {
             Verb::Message(args) => args.run(),
             Verb::Remove(args) => args.run(),
             Verb::Wait(args) => args.run(global),
+            Verb::Merge(args) => args.run(global),
         }
     }
 }

@@ -187,6 +187,10 @@ impl Client {
         let dice = &self.world.executor;
         let shape = &self.world.shape;
         let per = shape.per_block();
+        if kind == IoKind::Discard && self.world.is_merged(volume.id) && !dice.one_in(8) {
+            // The model knows little of what they show.
+            return self.write(volume, dev).await;
+        }
         let first = dice.below(HOT_BLOCKS);
         let last = first + dice.below((HOT_BLOCKS - first).min(3));
         let (mut offset, mut end) = (0, per);
@@ -211,19 +215,25 @@ impl Client {
             .collect();
         let watched = self.watched(volume);
         let value = |block| match kind {
-            IoKind::Discard => shape.hole(block),
+            IoKind::Discard => shape.hole(volume.id, block),
             _ => 0,
         };
         let begun = zeroed
             .iter()
             .map(|(first, count)| watched.begin(*first, *count, value));
         let pending: Vec<Pending> = begun.collect();
+        let loose = match kind {
+            IoKind::Discard => self.world.loosen(volume, &zeroed),
+            _ => Vec::new(),
+        };
         let begin = shape.logical(first) + offset;
         let count = shape.logical(last) + end - begin;
         let (result, _) = self.io(dev, request(kind, begin, count), Vec::new()).await;
         // A pool that may not change takes discards and does nothing.
         let ignored = kind == IoKind::Discard && self.pool.shared().mode().refuses_changes();
-        watched.end(&pending, result.is_ok() && !ignored);
+        let sure = loose.is_empty() && result.is_ok() && !ignored;
+        watched.end(&pending, sure);
+        watched.end(&loose, false);
     }
 
     async fn flush(&self, volume: &Volume, dev: &Arc<ThinDev>) {

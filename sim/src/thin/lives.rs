@@ -2,6 +2,7 @@
 
 use super::clients::Client;
 use super::manager::Manager;
+use super::merging;
 use super::world::{Fate, HOT_BLOCKS, Shape, World};
 use crate::cores::{Cores, request};
 use crate::course::Lives;
@@ -26,7 +27,8 @@ impl Lives for World {
     }
 
     fn all_disks(&self) -> Vec<&Rc<Disk>> {
-        vec![&self.metadata, &self.data]
+        let disks = [&self.metadata, &self.data].into_iter();
+        disks.chain(&self.origin).collect()
     }
 
     async fn live(self: Rc<Self>, number: u64, lying: bool) -> Result<(), String> {
@@ -40,6 +42,7 @@ impl Lives for World {
         }
         let pool = open(&world).await;
         let pool = pool.map_err(|error| format!("open: {error}"))?;
+        merging::watch(&world, &pool);
         let cores = Cores::new(
             &dice,
             world.shape.cores,
@@ -213,7 +216,7 @@ async fn compare(world: &Rc<World>, pool: &Rc<Pool>, cores: &Cores<Thin>) -> Res
     for volume in volumes {
         let sectors = world.shape.device_sectors();
         let dev = pool
-            .activate(volume.id, sectors, world.origin_device())
+            .activate(volume.id, sectors, world.origin_device(volume.id))
             .await
             .map_err(|e| format!("activate: {e}"))?;
         let found = read_all(world, cores, &dev).await?;

@@ -32,6 +32,9 @@ impl Manager {
         let dice = &self.world.executor;
         let id = dice.below(IDS) as u32;
         let found = self.world.volumes.borrow().get(&id).cloned();
+        if self.world.shape.merging && dice.one_in(3) {
+            return self.merge().await;
+        }
         match (dice.below(12), found) {
             (0..=7, None) => self.create(id).await,
             (0, Some(volume)) => self.create_again(&volume).await,
@@ -46,7 +49,7 @@ impl Manager {
     }
 
     /// Whether an operation may have failed like this.
-    fn judge(&self, what: &str, error: &PoolError) {
+    pub(super) fn judge(&self, what: &str, error: &PoolError) {
         self.world.executor.count("operations refused");
         let changes = self.pool.shared().mode().refuses_changes();
         if !self.world.faulty.get() && !changes {
@@ -62,7 +65,7 @@ impl Manager {
             .executor
             .trace(|| format!("create {id} from {:?}", origin.as_ref().map(|o| o.id)));
         let fate = Fate::Making(origin.as_ref().map(|o| (o.id, began)));
-        let volume = Volume::new(id, History::new(self.world.shape.holes()), fate);
+        let volume = Volume::new(id, History::new(self.world.shape.holes(id)), fate);
         volume.busy.set(true);
         self.world.volumes.borrow_mut().insert(id, volume.clone());
         let result = match &origin {
@@ -104,6 +107,7 @@ impl Manager {
         let at = self.world.executor.below(volumes.len() as u64 + 1) as usize;
         let volume = volumes.values().nth(at)?;
         let usable = !volume.busy.get() && volume.fate.get() == Fate::There;
+        let usable = usable && !self.world.is_merged(volume.id);
         usable.then(|| volume.clone())
     }
 
@@ -125,7 +129,7 @@ impl Manager {
     }
 
     async fn delete(&self, volume: &Rc<Volume>) {
-        if volume.busy.get() {
+        if volume.busy.get() || self.world.is_merged(volume.id) {
             return;
         }
         volume.busy.set(true);
@@ -136,7 +140,7 @@ impl Manager {
             // Blocks may go before the device does, and a deletion that fails leaves the rest.
             volume.written.set(true);
             let now = self.world.tick();
-            let hole = |block| self.world.shape.hole(block);
+            let hole = |block| self.world.shape.hole(id, block);
             let mut history = volume.history.borrow_mut();
             let len = history.len();
             history.begin(0, len, hole, now);
@@ -180,7 +184,7 @@ impl Manager {
         let sectors = self.world.shape.device_sectors();
         match self
             .pool
-            .activate(volume.id, sectors, self.world.origin_device())
+            .activate(volume.id, sectors, self.world.origin_device(volume.id))
             .await
         {
             Ok(dev) => {

@@ -7,6 +7,7 @@
 mod clients;
 mod lives;
 mod manager;
+mod merging;
 mod world;
 
 use crate::course::{self, Options};

@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// Blocks of a device that are ever used.
 pub const HOT_BLOCKS: u64 = 8;
 
+/// The device that is merged into its external origin, where one is.
+pub const MERGED: u32 = 0;
+
 /// What a seed decides once and for all.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -33,6 +36,8 @@ pub struct Shape {
     pub data_blocks: u64,
     /// Logical blocks of the external origin of all devices; 0: there is none.
     pub origin_blocks: u64,
+    /// Device 0 is the only one with the external origin, and is merged into it now and then.
+    pub merging: bool,
     /// Clients reset devices now and then, which fails what waits for space.
     pub resets: bool,
     /// The pool's options.
@@ -59,14 +64,19 @@ impl Shape {
         config.deletion_step_leaves = 1 + dice.below(3) as usize;
         let block_bytes = if dice.one_in(4) { 512 } else { 4096 };
         let per_block = u64::from(data_block_sectors) * 512 / u64::from(block_bytes);
+        let merging = dice.one_in(4);
+        let spread = [1, 1, 7, 700][dice.below(if merging { 3 } else { 4 }) as usize];
+        let origin_blocks = match merging && !dice.one_in(4) {
+            true => HOT_BLOCKS * spread * per_block,
+            false if merging || dice.one_in(3) => dice.below(HOT_BLOCKS * per_block),
+            false => 0,
+        };
         Shape {
             block_bytes,
-            origin_blocks: match dice.one_in(3) {
-                true => dice.below(HOT_BLOCKS * per_block),
-                false => 0,
-            },
+            origin_blocks,
+            merging: merging && origin_blocks > 0,
             data_block_sectors,
-            spread: [1, 1, 7, 700][dice.below(4) as usize],
+            spread,
             cores: 1 + dice.below(3),
             clients: 1 + dice.below(6),
             data_blocks: 8 + dice.below(80),
@@ -98,19 +108,27 @@ impl Shape {
         }
     }
 
-    /// What a hole shows at a block of the model: the external origin's contents, or zeroes.
-    pub fn hole(&self, block: u64) -> u64 {
+    /// Whether a device has the external origin.
+    pub fn has_origin(&self, id: u32) -> bool {
+        self.origin_blocks > 0 && (id == MERGED || !self.merging)
+    }
+
+    /// Where a block of the model is in the external origin, if a device's hole there shows that.
+    pub fn in_origin(&self, id: u32, block: u64) -> Option<u64> {
         let per = self.per_block();
         let logical = self.logical(block / per) + block % per;
-        match logical < self.origin_blocks {
-            true => Shape::origin(logical),
-            false => 0,
-        }
+        (self.has_origin(id) && logical < self.origin_blocks).then_some(logical)
+    }
+
+    /// What a device's hole shows at a block of the model, as long as nothing is merged: the external
+    /// origin's contents, or zeroes.
+    pub fn hole(&self, id: u32, block: u64) -> u64 {
+        self.in_origin(id, block).map_or(0, Shape::origin)
     }
 
     /// A device of holes.
-    pub fn holes(&self) -> impl Iterator<Item = u64> + '_ {
-        (0..HOT_BLOCKS * self.per_block()).map(|block| self.hole(block))
+    pub fn holes(&self, id: u32) -> impl Iterator<Item = u64> + '_ {
+        (0..HOT_BLOCKS * self.per_block()).map(move |block| self.hole(id, block))
     }
 
     /// What the external origin holds.
@@ -225,9 +243,9 @@ impl World {
         })
     }
 
-    /// The external origin as devices are activated with it.
-    pub fn origin_device(&self) -> Option<DataDeviceRef> {
-        let origin = self.origin.clone()?;
+    /// The external origin that a device is activated with.
+    pub fn origin_device(&self, id: u32) -> Option<DataDeviceRef> {
+        let origin = self.origin.clone().filter(|_| self.shape.has_origin(id))?;
         Some(origin)
     }
 
@@ -251,6 +269,10 @@ impl World {
             5 => Fault::Rates(both(), FaultRates::latent_errors(often)),
             6 => Fault::Removal(self.data.clone()),
             7 => Fault::Removal(self.metadata.clone()),
+            8 | 9 if self.shape.merging => Fault::Rates(
+                self.origin.iter().cloned().collect(),
+                FaultRates::errors(often),
+            ),
             _ => Fault::None,
         })
     }
