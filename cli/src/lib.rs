@@ -13,6 +13,7 @@ mod dm;
 mod era;
 mod error;
 mod file;
+pub mod lvm;
 mod manual;
 mod metrics;
 mod new_metadata;
@@ -62,6 +63,9 @@ enum Command {
     /// Backups of thin devices of a running target
     #[command(subcommand)]
     Backup(backup::Verb),
+    /// Configurations that serve what others have made
+    #[command(subcommand)]
+    Import(lvm::Verb),
     /// Devices of a running target
     #[command(flatten)]
     Dm(dm::Verb),
@@ -97,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Thin(verb) => verb.run(cli.global),
         Command::Short(verb) => verb.run(cli.global),
         Command::Backup(verb) => verb.run(cli.global),
+        Command::Import(verb) => verb.run(cli.global),
         Command::Dm(verb) => verb.run(cli.global),
         Command::Metrics(args) => args.run(cli.global),
         Command::Top(args) => args.run(),

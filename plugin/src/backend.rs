@@ -12,14 +12,15 @@ use rpc::RpcError;
 use rpc::dispatch::{Answer, Backend, dispatch};
 use rpc::params;
 use rpc::params::{
-    DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince, Name,
-    NbdExportCreate, NbdExportDelete, NbdExportList, PloopAddDelta, PloopCheck, PloopCreate,
-    PloopMerge, PloopNotifyMerged, PloopPushBackupRead, PloopPushBackupStart, PloopPushBackupStop,
-    PloopPushBackupWrite, PloopResize, PloopSetNoresume, PloopSnapshot, PloopStatusOf,
-    PloopTrackingGetNext, PloopUpdateDeltaIndex, PoolName, SnapshotCreate, SnapshotMerge,
-    SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate, ThinCreate,
-    ThinDeactivate, ThinDelete, ThinDelta, ThinDevice, ThinDump, ThinList, ThinMergeExternal,
-    ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinSetTransactionId, ThinSnapshot,
+    DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince,
+    LinearCreate, Name, NbdExportCreate, NbdExportDelete, NbdExportList, PloopAddDelta, PloopCheck,
+    PloopCreate, PloopMerge, PloopNotifyMerged, PloopPushBackupRead, PloopPushBackupStart,
+    PloopPushBackupStop, PloopPushBackupWrite, PloopResize, PloopSetNoresume, PloopSnapshot,
+    PloopStatusOf, PloopTrackingGetNext, PloopUpdateDeltaIndex, PoolName, SnapshotCreate,
+    SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate,
+    ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDevice, ThinDump, ThinList,
+    ThinMergeExternal, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus,
+    ThinSetTransactionId, ThinSnapshot,
 };
 use serde_json::{Value, json};
 use spdk::rpc::Request;
@@ -254,6 +255,17 @@ impl Backend for Methods {
 
     async fn thin_merge_external_status(&self, params: ThinDevice) -> Answer {
         self.0.external_merge_status(&params).await
+    }
+
+    async fn linear_create(&self, params: LinearCreate) -> Answer {
+        let name = params.name.clone();
+        self.0.create_linear(params)?;
+        Ok(json!(name))
+    }
+
+    async fn linear_delete(&self, params: Name) -> Answer {
+        self.0.remove_linear(&params.name, false).await?;
+        Ok(json!(true))
     }
 
     async fn era_create(&self, params: EraCreate) -> Answer {

@@ -14,6 +14,7 @@ mod external_merge;
 mod held_bdev;
 mod host;
 mod life;
+mod linear;
 mod moving_bases;
 mod nbd;
 mod new_file;

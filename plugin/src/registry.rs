@@ -9,6 +9,7 @@ use crate::eras::EraEntry;
 use crate::export::ExportEntry;
 use crate::host::PoolChannel;
 use crate::life::Life;
+use crate::linear::LinearEntry;
 use crate::nbd::NbdExport;
 use crate::ploops::PloopEntry;
 use crate::readers::Readers;
@@ -92,6 +93,10 @@ pub struct Registry {
     pub origins: RefCell<BTreeMap<String, OriginEntry>>,
     /// Ploop targets, by name.
     pub ploops: RefCell<BTreeMap<String, PloopEntry>>,
+    /// Linear bdevs, by name.
+    pub linears: RefCell<BTreeMap<String, LinearEntry>>,
+    /// What they are on, by name: open and claimed.
+    pub linear_bases: RefCell<BTreeMap<String, Descriptor>>,
     /// Exported metadata snapshots, by pool or era target.
     pub exports: RefCell<BTreeMap<String, ExportEntry>>,
     /// Bdevs served over NBD, by path.
@@ -157,13 +162,18 @@ impl Module for DmModule {
         let origins_came = registry.thins_ready();
         let eras = registry.eras_ready();
         let (origins, cows_of) = (registry.origins_ready(), registry.cows_ready());
-        let nothing = ready.is_empty() && origins_came.is_empty() && eras.is_empty();
+        let linears = registry.linears_ready();
+        let nothing =
+            ready.is_empty() && linears.is_empty() && origins_came.is_empty() && eras.is_empty();
         let ploops = registry.ploops_ready();
         let nothing = nothing && origins.is_empty() && cows_of.is_empty() && ploops.is_empty();
         if nothing || registry.stopping.get() {
             return;
         }
         spdk::executor::spawn(async move {
+            for name in linears {
+                registry.register_linear_and_log(&name);
+            }
             for thin in origins_came {
                 if let Err(error) = registry.activate(&thin).await {
                     log::error!("{}", error.message);
@@ -214,6 +224,7 @@ impl Registry {
         let waiting = thins.values().filter(|entry| !entry.registered);
         pools
             .chain(waiting.map(|entry| call("thin_activate", &entry.params)))
+            .chain(self.waiting_linears_config())
             .chain(self.waiting_eras_config())
             .chain(self.origins_config())
             .chain(self.ploops_config())

@@ -166,6 +166,16 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
     p.set_defaults(func=lambda args: _call(args, 'thin_merge_external_status', ['pool', 'id']))
 
+    p = subparsers.add_parser('linear_create', help='Make a bdev of parts of other bdevs, one after the other, as dm-linear does: for logical volumes of LVM. Several may have parts of the same bdev, which nobody else may then write to', description='Make a bdev of parts of other bdevs, one after the other, as dm-linear does: for logical volumes of LVM. Several may have parts of the same bdev, which nobody else may then write to')
+    p.add_argument('name', help='Name of the bdev')
+    p.add_argument('segments', help='The parts in order, each bdev:first_sector:sectors, in sectors of 512 bytes', type=_words, metavar='WORD,WORD...')
+    p.add_argument('--wait', dest='wait', help='If a bdev is not there yet, make it when they are there', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'linear_create', ['name', 'segments', 'wait']))
+
+    p = subparsers.add_parser('linear_delete', help='Remove a linear bdev; what is on its bdevs stays', description='Remove a linear bdev; what is on its bdevs stays')
+    p.add_argument('name', help='Name of the bdev')
+    p.set_defaults(func=lambda args: _call(args, 'linear_delete', ['name']))
+
     p = subparsers.add_parser('era_create', help='Record on a metadata bdev in which era each block of an origin bdev is written, and make the origin available as a bdev of this name; a metadata bdev that begins with 4096 zero bytes is formatted', description='Record on a metadata bdev in which era each block of an origin bdev is written, and make the origin available as a bdev of this name; a metadata bdev that begins with 4096 zero bytes is formatted')
     p.add_argument('name', help='Name of the era target')
     p.add_argument('metadata_bdev', help='Bdev for the metadata')

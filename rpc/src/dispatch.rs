@@ -36,6 +36,8 @@ macro_rules! for_each_method {
             thin_merge_external: ThinMergeExternal,
             thin_merge_external_stop: ThinDevice,
             thin_merge_external_status: ThinDevice,
+            linear_create: LinearCreate,
+            linear_delete: Name,
             era_create: EraCreate,
             era_delete: Name,
             era_checkpoint: Name,

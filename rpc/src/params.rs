@@ -2,6 +2,7 @@
 
 mod era;
 mod external_merge;
+mod linear;
 mod metadata_snap;
 mod nbd;
 mod ploop;
@@ -9,6 +10,7 @@ mod snapshot;
 
 pub use era::{EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince};
 pub use external_merge::{ThinDevice, ThinMergeExternal};
+pub use linear::{LinearCreate, LinearSegment};
 pub use metadata_snap::{
     DumpFormat, MAX_PAGE, ThinDelta, ThinDump, ThinMetadataSnapExport, page_entries,
 };

@@ -3,6 +3,7 @@
 
 mod era;
 mod external_merge;
+mod linear;
 mod nbd;
 mod ploop;
 mod snapshot;
@@ -83,9 +84,10 @@ const FILE: Parameter = optional(
     "Write XML to this new file, given with its full path, on the machine of the target",
 );
 
-const PARTS: [&[Method]; 6] = [
+const PARTS: [&[Method]; 7] = [
     OWN,
     &external_merge::METHODS,
+    &linear::METHODS,
     &era::METHODS,
     &snapshot::METHODS,
     &ploop::METHODS,

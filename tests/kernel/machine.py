@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Boots Debian's user-mode-linux (a kernel that is a process; spdk-config/setup-kernel) with files as
-its disks. Inside are busybox, dmsetup, mke2fs, e2fsck, blkdiscard, and the modules of device-mapper."""
+its disks. Inside are busybox, dmsetup, lvm, mke2fs, e2fsck, blkdiscard, and the modules of device-mapper."""
 
 import errno
 import os
