@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era demo-snapshot run bench bench-pools bench-stalls bench-many bench-charts clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era demo-snapshot run bench bench-pools bench-stalls bench-many bench-charts docs clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -104,6 +104,11 @@ FIGURES ?= bench.json
 bench-charts: ## Charts of FIGURES=bench.json, written by make bench BENCH='--json bench.json'
 	@spdk-config/setup-tools --charts
 	@$(PYTHON) bench/charts $(FIGURES) $(BENCH)
+
+docs: cargo ## The documentation as a site, with that of the Rust crates: target/site
+	@spdk-config/setup-tools --docs
+	@RUSTDOCFLAGS='-D warnings' $(WITH) --build cargo doc --workspace --no-deps
+	@$(PYTHON) spdk-config/build-docs
 
 clean: cargo ## Remove what was built here (not the cache)
 	cargo clean

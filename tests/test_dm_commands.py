@@ -60,36 +60,6 @@ def target_with_bdevs(lab):
     target.stop()
 
 
-def test_commands_of_the_documentation(lab, target):
-    """Every command of docs/commands.md does what stands there."""
-    blocks = re.findall(r'```console\n(.*?)```', (ROOT / 'docs' / 'commands.md').read_text(), re.S)
-    assert len(blocks) == 4
-    # The documentation names no socket; the function is where it does not matter.
-    prelude = f'''
-        spdk-dm() {{
-            local verb=$1
-            shift
-            case $verb in
-                completions | man) "$SPDK_DM" "$verb" "$@" ;;
-                *) "$SPDK_DM" "$verb" --socket "$SOCKET" "$@" ;;
-            esac
-        }}
-    '''
-    env = dict(os.environ, SPDK_DM=program('spdk-dm'), SOCKET=target.process.socket)
-    shown = []
-    for block in blocks:
-        shown.append('')
-        for line in block.splitlines():
-            if line.startswith('$ '):
-                # Output and errors in one, as on a terminal.
-                done = subprocess.run(['bash', '-c', prelude + line[2:]], env=env, cwd=lab.folder,
-                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                      stderr=subprocess.STDOUT, text=True, timeout=HANG_SECONDS,
-                                      check=False)
-                shown[-1] += f'{line}\n{done.stdout}'
-    assert shown == blocks
-
-
 def test_pool(target):
     """The whole life of a pool: every answer as JSON, tables that create the same again, refusals that name the
     device, and the end of a wait when its device goes."""
