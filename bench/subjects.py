@@ -162,6 +162,7 @@ MAPPED = {
     'thin on malloc': lambda folder: thin_mapped(folder, malloc(), MEMORY_MIB),
     'thin on null, nothing mapped': lambda folder: thin_unmapped(null()),
     'lvol with a snapshot on malloc': lambda folder: lvol_with_snapshot(),
+    'snapshot of an lvol on malloc': lambda folder: (lvol_with_snapshot()[0], 'lvs/s'),
     'thin with a snapshot on malloc': thin_with_snapshot,
     'passthru on null, 8 GiB': lambda folder: passthru(null(ERA_MIB)),
     'origin on null, no snapshot': lambda folder: origin(null(ERA_MIB)),
