@@ -20,6 +20,7 @@ mod new_metadata;
 mod output;
 mod ploop;
 mod progress;
+mod replicate;
 mod rpc_client;
 mod thin;
 mod top;
@@ -66,6 +67,9 @@ enum Command {
     /// Configurations that serve what others have made
     #[command(subcommand)]
     Import(lvm::Verb),
+    /// Thin devices of a running target, kept as snapshots in another target's pool
+    #[command(subcommand)]
+    Replicate(replicate::Verb),
     /// Devices of a running target
     #[command(flatten)]
     Dm(dm::Verb),
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Short(verb) => verb.run(cli.global),
         Command::Backup(verb) => verb.run(cli.global),
         Command::Import(verb) => verb.run(cli.global),
+        Command::Replicate(verb) => verb.run(cli.global),
         Command::Dm(verb) => verb.run(cli.global),
         Command::Metrics(args) => args.run(cli.global),
         Command::Top(args) => args.run(),

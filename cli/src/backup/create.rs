@@ -1,26 +1,17 @@
 //! `backup full` and `backup incr`.
 
-use super::source::{BLOCK_BYTES, Extent, Pool};
-use super::stream::{End, Header, Piece, Reader, StreamError, Writer};
-use super::{damaged, new_uuid};
+use super::copy::{CopyError, Limit, What, copy};
+use super::source::{BLOCK_BYTES, Open, Pool};
+use super::stream::{End, Header, Reader, StreamError, Writer};
+use super::{bdev_name, damaged, new_uuid, now_unix_s};
 use crate::Global;
 use crate::dm::Server;
 use crate::error::CliError;
 use crate::progress::Progress;
 use clap::Args;
-use nbd::Kind;
-use nbd::client::{Client, MAX_DEPTH};
-use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// What is read at a time.
-const PIECE_BLOCKS: u64 = 4;
-
-/// So much may have to be read again when a backup is cut off.
-const FLUSH_BYTES: u64 = 256 << 20;
 
 /// Arguments of `backup full`.
 #[derive(Args)]
@@ -155,12 +146,29 @@ fn back_up(wanted: &Wanted, how: &How, global: Global) -> Result<End, CliError> 
         .extents(snapshot, since, begun.header.size_bytes)
         .and_then(|extents| {
             let sectors = begun.header.size_bytes / 512;
-            let mut access = pool.open(snapshot, false, sectors, &uuid, how.server.socket())?;
+            let what = Open {
+                id: snapshot,
+                size_sectors: sectors,
+                ..Open::default()
+            };
+            let mut access = pool.open(what, &bdev_name(&uuid), how.server.socket())?;
             let limit = Limit::new(how.limit_mib);
             let progress = Progress::new(global.quiet, "backing up");
-            let copied = copy(&mut access.data, begun, &extents, &limit, &progress);
+            let Begun {
+                writer, next_block, ..
+            } = begun;
+            let what = What {
+                extents: &extents,
+                next_block,
+                size_bytes: sectors * 512,
+            };
+            progress.expect(what.blocks());
+            let copied = copy(&mut access.data, writer, &what, &limit, &mut |blocks| {
+                progress.advance(blocks);
+                Ok(())
+            });
             progress.finish();
-            let copied = copied.map_err(|error| match error {
+            let copied = copied.map(|(_, end)| end).map_err(|error| match error {
                 CopyError::Read(source) => access.failed(source),
                 CopyError::Write(source) => CliError::io(&how.output)(source),
             });
@@ -235,9 +243,6 @@ fn begin(pool: &mut Pool<'_>, wanted: &Wanted, how: &How) -> Result<Begun, CliEr
     })?;
     let out = open_output(&how.output)?;
     let snapshot = pool.snapshot(device.id)?;
-    let began = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
     let header = Header {
         uuid: new_uuid()?,
         parent: wanted.since.as_ref().map(|since| since.uuid.clone()),
@@ -247,7 +252,7 @@ fn begin(pool: &mut Pool<'_>, wanted: &Wanted, how: &How) -> Result<Begun, CliEr
         snapshot_time: snapshot.creation_time,
         size_bytes: size_sectors * 512,
         block_bytes: BLOCK_BYTES,
-        began_unix_s: began.as_secs(),
+        began_unix_s: now_unix_s(),
     };
     // The header is on the disk before anything else: it says which snapshot is this backup's.
     let writer = Writer::begin(out, &header).and_then(|mut writer| {
@@ -302,124 +307,4 @@ fn resume(wanted: &Wanted, path: &Path) -> Result<Begun, CliError> {
         header,
         next_block,
     })
-}
-
-/// Keeps reading below a rate.
-struct Limit {
-    began: Instant,
-    bytes_per_s: Option<u64>,
-}
-
-impl Limit {
-    fn new(mib: Option<u64>) -> Self {
-        Limit {
-            began: Instant::now(),
-            bytes_per_s: mib.map(|mib| mib << 20),
-        }
-    }
-
-    /// Waits until so many bytes in all are not too many.
-    fn wait(&self, bytes: u64) {
-        let Some(rate) = self.bytes_per_s else { return };
-        let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
-        std::thread::sleep(due.saturating_sub(self.began.elapsed()));
-    }
-}
-
-enum CopyError {
-    Read(io::Error),
-    Write(io::Error),
-}
-
-/// Extents from `next_block` on, in pieces.
-fn pieces(extents: &[Extent], next_block: u64) -> impl Iterator<Item = Extent> + '_ {
-    extents.iter().flat_map(move |extent| {
-        let end = extent.first + extent.count;
-        let (mut at, data) = (extent.first.max(next_block), extent.data);
-        std::iter::from_fn(move || {
-            let first = at;
-            let most = if data { PIECE_BLOCKS } else { u64::MAX };
-            let count = end.checked_sub(first).filter(|left| *left > 0)?.min(most);
-            at += count;
-            Some(Extent { first, count, data })
-        })
-    })
-}
-
-/// Reads with many requests under way, and writes in order.
-fn copy<S: Read + Write>(
-    data: &mut Client<S>,
-    begun: Begun,
-    extents: &[Extent],
-    limit: &Limit,
-    progress: &Progress,
-) -> Result<End, CopyError> {
-    let Begun {
-        mut writer,
-        header,
-        next_block,
-    } = begun;
-    progress.expect(pieces(extents, next_block).map(|extent| extent.count).sum());
-    let mut to_read = pieces(extents, next_block).peekable();
-    // By first block: what was asked for and is not written yet.
-    let mut waiting: BTreeMap<u64, (Extent, Option<Vec<u8>>)> = BTreeMap::new();
-    let mut asked: HashMap<u64, u64> = HashMap::new();
-    let (mut read_bytes, mut flushed_bytes) = (0, 0);
-    loop {
-        while waiting.len() < MAX_DEPTH {
-            let Some(extent) = to_read.next() else { break };
-            let offset = extent.first * BLOCK_BYTES;
-            let bytes = (extent.count * BLOCK_BYTES).min(header.size_bytes - offset);
-            let mut contents = None;
-            match extent.data {
-                true => {
-                    limit.wait(read_bytes);
-                    read_bytes += bytes;
-                    let sent = data.send(Kind::Read, offset, bytes as u32, &[]);
-                    asked.insert(sent.map_err(CopyError::Read)?, extent.first);
-                }
-                false => contents = Some(Vec::new()),
-            }
-            waiting.insert(extent.first, (extent, contents));
-        }
-        while let Some(entry) = waiting.first_entry() {
-            if entry.get().1.is_none() {
-                break;
-            }
-            let (extent, contents) = entry.remove();
-            let first = extent.first;
-            let piece = match extent.data {
-                true => {
-                    let mut contents = contents.unwrap_or_default();
-                    // The device may end within a block.
-                    contents.resize((extent.count * BLOCK_BYTES) as usize, 0);
-                    Piece::Data { first, contents }
-                }
-                false => Piece::Unmapped {
-                    first,
-                    count: extent.count,
-                },
-            };
-            writer.piece(&piece).map_err(CopyError::Write)?;
-            if read_bytes - flushed_bytes >= FLUSH_BYTES {
-                flushed_bytes = read_bytes;
-                writer.flush().map_err(CopyError::Write)?;
-            }
-            progress.advance(extent.count);
-        }
-        if waiting.is_empty() && to_read.peek().is_none() {
-            let (_, end) = writer.end().map_err(CopyError::Write)?;
-            return Ok(end);
-        }
-        if data.under_way() > 0 {
-            let answer = data.receive().map_err(CopyError::Read)?;
-            let contents = answer
-                .result
-                .map_err(|refused| CopyError::Read(io::Error::other(refused)))?;
-            let first = asked.remove(&answer.cookie);
-            if let Some((_, waiting)) = first.and_then(|first| waiting.get_mut(&first)) {
-                *waiting = Some(contents);
-            }
-        }
-    }
 }

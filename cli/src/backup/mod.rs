@@ -4,10 +4,12 @@
 //! or differs, so only that is read, over NBD beside the RPC socket. The snapshot of the last backup stays
 //! in the pool, for the next one to be compared with.
 
+pub mod copy;
 mod create;
 mod restore;
-mod source;
-mod stream;
+pub mod sink;
+pub mod source;
+pub mod stream;
 mod verify;
 
 use crate::Global;
@@ -16,6 +18,7 @@ use clap::Subcommand;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 use stream::StreamError;
 
 /// What can be done with backups.
@@ -55,12 +58,29 @@ fn damaged(path: &Path) -> impl Fn(StreamError) -> CliError {
     }
 }
 
-/// A random identity.
-fn new_uuid() -> Result<String, CliError> {
+/// The bdev by which a backup's data is reached.
+fn bdev_name(uuid: &str) -> String {
+    format!("backup-{}", uuid.get(..12).unwrap_or(uuid))
+}
+
+/// Bytes nobody can guess.
+pub fn random<const N: usize>() -> Result<[u8; N], CliError> {
     let path = Path::new("/dev/urandom");
-    let mut bytes = [0; 16];
+    let mut bytes = [0; N];
     File::open(path)
         .and_then(|mut random| random.read_exact(&mut bytes))
         .map_err(CliError::io(path))?;
+    Ok(bytes)
+}
+
+/// A random identity.
+pub fn new_uuid() -> Result<String, CliError> {
+    let bytes = random::<16>()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Now.
+pub fn now_unix_s() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
 }

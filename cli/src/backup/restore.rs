@@ -1,24 +1,19 @@
 //! `backup restore`: a full backup and those made since, into a new thin device, a new file or a bdev.
 
-use super::damaged;
-use super::source::{Access, BLOCK_BYTES, Pool};
-use super::stream::{Header, Piece, Reader};
+use super::sink::{Sink, apply};
+use super::source::{Access, BLOCK_BYTES, Open, Pool};
+use super::stream::{Header, Reader};
 use super::verify::verify_chain;
+use super::{bdev_name, damaged};
 use crate::Global;
 use crate::dm::Server;
 use crate::error::CliError;
 use crate::progress::Progress;
 use crate::rpc_client::RpcClient;
 use clap::Args;
-use nbd::client::{Client, MAX_DEPTH};
-use nbd::{Kind, MAX_TRANSFER_BYTES};
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
-
-/// Longest write.
-const PIECE_BYTES: usize = 256 << 10;
 
 /// Arguments of `backup restore`.
 #[derive(Args)]
@@ -50,78 +45,6 @@ struct Place {
     /// Overwrite this bdev: all of it
     #[arg(long, value_name = "NAME")]
     bdev: Option<String>,
-}
-
-/// Where contents go. Everything is zero or a hole at first, unless `zero` has to see to that.
-trait Sink {
-    fn write(&mut self, offset: u64, contents: &[u8]) -> io::Result<()>;
-    fn zero(&mut self, offset: u64, bytes: u64) -> io::Result<()>;
-    fn finish(&mut self) -> io::Result<()>;
-}
-
-impl Sink for File {
-    fn write(&mut self, offset: u64, contents: &[u8]) -> io::Result<()> {
-        self.write_all_at(contents, offset)
-    }
-
-    fn zero(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
-        let zeroes = vec![0; bytes.min(1 << 20) as usize];
-        let mut at = offset;
-        while at < offset + bytes {
-            let piece = (offset + bytes - at).min(zeroes.len() as u64);
-            self.write_all_at(&zeroes[..piece as usize], at)?;
-            at += piece;
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
-        self.sync_all()
-    }
-}
-
-impl<S: Read + Write> Sink for Client<S> {
-    fn write(&mut self, offset: u64, contents: &[u8]) -> io::Result<()> {
-        for (at, piece) in (offset..)
-            .step_by(PIECE_BYTES)
-            .zip(contents.chunks(PIECE_BYTES))
-        {
-            make_room(self, MAX_DEPTH - 1)?;
-            self.send(Kind::Write, at, piece.len() as u32, piece)?;
-        }
-        Ok(())
-    }
-
-    fn zero(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
-        // A hole where there are holes: it takes no room.
-        let kind = match self.export().trim {
-            true => Kind::Trim,
-            false => Kind::WriteZeroes,
-        };
-        // What was written there before has ended by then.
-        make_room(self, 0)?;
-        let mut at = offset;
-        while at < offset + bytes {
-            let piece = (offset + bytes - at).min(u64::from(MAX_TRANSFER_BYTES));
-            make_room(self, MAX_DEPTH - 1)?;
-            self.send(kind, at, piece as u32, &[])?;
-            at += piece;
-        }
-        make_room(self, 0)
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
-        make_room(self, 0)?;
-        self.call(Kind::Flush, 0, 0, &[]).map(drop)
-    }
-}
-
-/// Waits until at most so many requests are under way.
-fn make_room<S: Read + Write>(client: &mut Client<S>, most: usize) -> io::Result<()> {
-    while client.under_way() > most {
-        client.receive()?.result.map_err(io::Error::other)?;
-    }
-    Ok(())
 }
 
 /// What can go wrong on either side.
@@ -187,7 +110,13 @@ impl RestoreArgs {
             )));
         }
         let sectors = last.size_bytes / 512;
-        let mut access = pool.open(id, true, sectors, &last.uuid, self.server.socket())?;
+        let what = Open {
+            id,
+            size_sectors: sectors,
+            create: true,
+            writable: true,
+        };
+        let mut access = pool.open(what, &bdev_name(&last.uuid), self.server.socket())?;
         let restored = self.fill(&mut access, last, false, global);
         let closed = pool.close(access);
         let done = restored.and(closed);
@@ -251,20 +180,7 @@ fn apply_one(
     while let Some(piece) = reader.piece().map_err(bad)? {
         let block_bytes = reader.header().block_bytes;
         // A device may have been larger when an earlier backup of it was made.
-        let room = |first: u64| size_bytes.saturating_sub(first.saturating_mul(block_bytes));
-        let written = match piece {
-            Piece::Data { first, contents } => {
-                let bytes = room(first).min(contents.len() as u64) as usize;
-                match bytes {
-                    0 => Ok(()),
-                    bytes => sink.write(first * block_bytes, &contents[..bytes]),
-                }
-            }
-            Piece::Unmapped { first, count } => {
-                let bytes = room(first).min(count.saturating_mul(block_bytes));
-                sink.zero(first.saturating_mul(block_bytes), bytes)
-            }
-        };
+        let written = apply(sink, &piece, block_bytes, size_bytes);
         written.map_err(ApplyError::Place)?;
         progress.advance(reader.next_block() - done);
         done = reader.next_block();

@@ -9,6 +9,7 @@ use crate::error::CliError;
 use crate::rpc_client::{RpcClient, RpcError};
 use nbd::client::Client;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,6 +35,10 @@ pub struct Device {
     pub creation_time: u64,
     /// Size of its bdev, if it is active.
     pub size_sectors: Option<u64>,
+    /// Name of its bdev, if it is active.
+    pub bdev: Option<String>,
+    /// Data blocks it maps.
+    pub mapped_blocks: u64,
 }
 
 /// A pool of a running target.
@@ -76,6 +81,8 @@ impl<'a> Pool<'a> {
                 id: entry["id"].as_u64()?,
                 creation_time: entry["creation_time"].as_u64()?,
                 size_sectors: entry["size_sectors"].as_u64(),
+                bdev: entry["bdev_name"].as_str().map(str::to_owned),
+                mapped_blocks: entry["mapped_blocks"].as_u64()?,
             })
         };
         let devices = list.as_array().map(|list| list.iter().map(device));
@@ -107,14 +114,28 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// Takes a snapshot, with the highest id there is not yet, far from those people count up.
+    /// The highest id there is not yet, far from those people count up.
+    pub fn free_id(&mut self) -> Result<u64, CliError> {
+        let taken: BTreeSet<u64> = self.devices()?.iter().map(|device| device.id).collect();
+        let free = (0..=MAX_ID).rev().find(|id| !taken.contains(id));
+        free.ok_or_else(|| CliError::Usage(format!("pool '{}' has no free id", self.name)))
+    }
+
+    /// Takes a snapshot with an id of its own.
     pub fn snapshot(&mut self, origin: u64) -> Result<Device, CliError> {
-        let devices = self.devices()?;
-        let id = (0..=MAX_ID)
-            .rev()
-            .find(|id| devices.iter().all(|device| device.id != *id))
-            .ok_or_else(|| CliError::Usage(format!("pool '{}' has no free id", self.name)))?;
+        let id = self.free_id()?;
+        self.snapshot_as(id, origin)
+    }
+
+    /// Takes a snapshot with this id. It is on the disk when this returns.
+    pub fn snapshot_as(&mut self, id: u64, origin: u64) -> Result<Device, CliError> {
         self.call("thin_snapshot", json!({ "id": id, "origin_id": origin }))?;
+        self.device(id)
+    }
+
+    /// Makes an empty device. It is on the disk when this returns.
+    pub fn create(&mut self, id: u64) -> Result<Device, CliError> {
+        self.call("thin_create", json!({ "id": id }))?;
         self.device(id)
     }
 
@@ -209,28 +230,18 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// Makes a device's data reachable.
-    pub fn open(
-        &mut self,
-        id: u64,
-        create: bool,
-        size_sectors: u64,
-        uuid: &str,
-        socket: &Path,
-    ) -> Result<Access, CliError> {
-        let bdev = format!("backup-{}", &uuid[..12.min(uuid.len())]);
-        let params =
-            json!({ "id": id, "bdev_name": bdev, "size_sectors": size_sectors, "create": create });
-        // What is left of an attempt that was killed. Others have other names.
-        let path = Access::path(&bdev, socket)?;
-        let _ = self
-            .client
-            .call("nbd_export_delete", json!({ "path": path }));
-        let _ = self
-            .client
-            .call("thin_deactivate", json!({ "bdev_name": bdev }));
+    /// Makes a device's data reachable, as a bdev of this name that nobody else uses.
+    pub fn open(&mut self, what: Open, bdev: &str, socket: &Path) -> Result<Access, CliError> {
+        let params = json!({
+            "id": what.id,
+            "bdev_name": bdev,
+            "size_sectors": what.size_sectors,
+            "create": what.create,
+        });
+        // Others have other names.
+        self.clear(bdev, socket)?;
         self.call("thin_activate", params)?;
-        let opened = Access::open(self.client, &bdev, create, socket);
+        let opened = Access::open(self.client, bdev, what.writable, socket);
         if opened.is_err() {
             // The first error is the one to tell.
             let _ = self
@@ -238,6 +249,25 @@ impl<'a> Pool<'a> {
                 .call("thin_deactivate", json!({ "bdev_name": bdev }));
         }
         opened
+    }
+
+    /// Takes away what is left of an attempt that was killed.
+    pub fn clear(&mut self, bdev: &str, socket: &Path) -> Result<(), CliError> {
+        let path = Access::path(bdev, socket)?;
+        // Mostly there is none.
+        let _ = self
+            .client
+            .call("nbd_export_delete", json!({ "path": path }));
+        let _ = self
+            .client
+            .call("thin_deactivate", json!({ "bdev_name": bdev }));
+        Ok(())
+    }
+
+    /// Makes a device a bdev for its users.
+    pub fn activate(&mut self, id: u64, bdev: &str, size_sectors: u64) -> Result<(), CliError> {
+        let params = json!({ "id": id, "bdev_name": bdev, "size_sectors": size_sectors });
+        self.call("thin_activate", params).map(drop)
     }
 
     /// Ends what [`Pool::open`] began.
@@ -248,6 +278,19 @@ impl<'a> Pool<'a> {
             .call("thin_deactivate", json!({ "bdev_name": bdev }))?;
         closed
     }
+}
+
+/// A thin device to be opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Open {
+    /// Its id.
+    pub id: u64,
+    /// What its bdev's size shall be.
+    pub size_sectors: u64,
+    /// It is not there yet.
+    pub create: bool,
+    /// It is to be written to.
+    pub writable: bool,
 }
 
 /// A bdev's data, over NBD.
@@ -263,7 +306,9 @@ impl Access {
     fn path(bdev: &str, socket: &Path) -> Result<PathBuf, CliError> {
         let folder = socket.parent().unwrap_or(Path::new("/var/tmp"));
         let folder = folder.canonicalize().map_err(CliError::io(folder))?;
-        Ok(folder.join(format!("spdk-dm-{bdev}.nbd")))
+        // Two targets may have their sockets in one folder.
+        let target = socket.file_stem().unwrap_or_default().to_string_lossy();
+        Ok(folder.join(format!("spdk-dm-{target}-{bdev}.nbd")))
     }
 
     /// Serves a bdev to nobody else meanwhile.

@@ -194,11 +194,21 @@ impl<W: Write> Writer<W> {
     }
 
     fn record(&mut self, kind: u8, payload: &[u8]) -> io::Result<()> {
-        let head = head(kind, payload.len() as u32);
-        self.out.write_all(&head)?;
-        self.out.write_all(payload)?;
-        self.out.write_all(&checksum(&head, payload).to_le_bytes())
+        write_record(&mut self.out, kind, payload)
     }
+}
+
+/// Writes one record.
+pub fn write_record(out: &mut impl Write, kind: u8, payload: &[u8]) -> io::Result<()> {
+    let head = head(kind, payload.len() as u32);
+    out.write_all(&head)?;
+    out.write_all(payload)?;
+    out.write_all(&checksum(&head, payload).to_le_bytes())
+}
+
+/// Reads one record with a payload of at most `limit_bytes`: its kind and payload.
+pub fn read_record(input: &mut impl Read, limit_bytes: u32) -> Result<(u8, Vec<u8>), StreamError> {
+    record(input, &mut 0, limit_bytes)
 }
 
 fn head(kind: u8, length: u32) -> [u8; 5] {
@@ -239,7 +249,7 @@ impl<R: Read> Reader<R> {
             ));
         }
         let mut good_bytes = MAGIC.len() as u64;
-        let (kind, payload) = record(&mut input, &mut good_bytes)?;
+        let (kind, payload) = record(&mut input, &mut good_bytes, MAX_RECORD_BYTES)?;
         if kind != kind::HEADER {
             return Err(damaged("there is no header"));
         }
@@ -288,7 +298,7 @@ impl<R: Read> Reader<R> {
         let at = self.good_bytes;
         let damaged = |what: String| StreamError::Damaged { at, what };
         let mut good_bytes = at;
-        let (kind, payload) = record(&mut self.input, &mut good_bytes)?;
+        let (kind, payload) = record(&mut self.input, &mut good_bytes, MAX_RECORD_BYTES)?;
         let piece = match kind {
             kind::DATA => self.data(&payload).map_err(damaged)?,
             kind::UNMAPPED => match number(&payload, 0).zip(number(&payload, 8)) {
@@ -360,7 +370,11 @@ fn number(payload: &[u8], at: usize) -> Option<u64> {
 }
 
 /// The next record. `good_bytes` is where it begins, and afterwards where it ends.
-fn record(input: &mut impl Read, good_bytes: &mut u64) -> Result<(u8, Vec<u8>), StreamError> {
+fn record(
+    input: &mut impl Read,
+    good_bytes: &mut u64,
+    limit_bytes: u32,
+) -> Result<(u8, Vec<u8>), StreamError> {
     let at = *good_bytes;
     let incomplete = StreamError::Incomplete { good_bytes: at };
     let mut head = [0; 5];
@@ -368,7 +382,7 @@ fn record(input: &mut impl Read, good_bytes: &mut u64) -> Result<(u8, Vec<u8>), 
         return Err(incomplete);
     }
     let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
-    if length > MAX_RECORD_BYTES {
+    if length > limit_bytes {
         let what = format!("a record of {length} bytes");
         return Err(StreamError::Damaged { at, what });
     }

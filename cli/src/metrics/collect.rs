@@ -2,8 +2,10 @@
 
 use crate::dm::odd;
 use crate::error::CliError;
+use crate::replicate::report;
 use crate::rpc_client::RpcClient;
 use serde_json::{Map, Value, json};
+use std::path::Path;
 
 /// Labels of an object, by name.
 pub type Labels = Vec<(String, String)>;
@@ -121,6 +123,23 @@ fn bdevs(client: &mut RpcClient) -> Result<Vec<Object>, CliError> {
         }
     }
     Ok(named("bdev", list))
+}
+
+/// What is said of replications by those who see to them. It needs no target.
+pub fn replications(socket: &Path) -> Result<Vec<Object>, CliError> {
+    let reports = report::all(socket)?.into_iter();
+    let objects = reports.map(|report| {
+        let status = report.fields();
+        let device = word(&status, "device");
+        let chain = report.chain.get(..12).unwrap_or(&report.chain);
+        let labels = labels([
+            ("pool", &report.pool),
+            ("device", &device),
+            ("chain", chain),
+        ]);
+        Object { labels, status }
+    });
+    Ok(objects.collect())
 }
 
 impl Found {

@@ -290,6 +290,43 @@ pub const SNAPSHOT: Group = Group {
     ],
 };
 
+/// Of a replication, from what `spdk-dm replicate` says of itself.
+pub const REPLICATION: Group = Group {
+    kind: "replication",
+    figures: &[
+        gauge(
+            "behind_seconds",
+            "Age of the newest snapshot that both sides have",
+        ),
+        gauge(
+            "to_go_bytes",
+            "What is still to be sent of the snapshot that is being sent, before compression",
+        ),
+        Figure {
+            name: "last_success_timestamp_seconds",
+            ..gauge(
+                "last_success_unix_s",
+                "When both sides had the newest snapshot, in seconds since 1970",
+            )
+        },
+        counter("sent_bytes", "sent_bytes", "Bytes sent"),
+        counter("transfers", "transfers", "Snapshots sent or received"),
+        counter("failures", "failures", "Attempts that failed"),
+    ],
+    words: &[
+        Word {
+            field: "role",
+            help: "Which way",
+            words: &["source", "replica"],
+        },
+        Word {
+            field: "activity",
+            help: "What is going on",
+            words: &["idle", "sending", "receiving", "retrying", "stopped"],
+        },
+    ],
+};
+
 /// Of any bdev, from `bdev_get_iostat`.
 pub const BDEV: Group = Group {
     kind: "bdev",

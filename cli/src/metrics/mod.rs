@@ -10,7 +10,7 @@ use crate::dm::Server;
 use crate::error::CliError;
 use crate::output::Output;
 use clap::Args;
-use collect::{Found, Labels, Object};
+use collect::{Found, Labels, Object, replications};
 use figures::{Group, Kind};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -43,7 +43,8 @@ impl MetricsArgs {
         match self.listen {
             Some(address) => self.serve(address, global),
             None => {
-                let text = text(Some(&Found::ask(&mut self.server.connect()?)?));
+                let found = Found::ask(&mut self.server.connect()?)?;
+                let text = text(Some(&found), &replications(self.server.socket())?);
                 let mut output = Output::open(None)?;
                 let written = output.out.write_all(text.as_bytes());
                 written
@@ -100,7 +101,11 @@ impl MetricsArgs {
         if let Err(error) = &found {
             log::warn!("{error}");
         }
-        text(found.as_ref().ok())
+        let replications = replications(self.server.socket());
+        if let Err(error) = &replications {
+            log::warn!("{error}");
+        }
+        text(found.as_ref().ok(), &replications.unwrap_or_default())
     }
 }
 
@@ -155,7 +160,7 @@ fn register(registry: &mut Registry, group: &Group, objects: &[Object]) {
 }
 
 /// The text of a scrape. None: the target could not be asked.
-fn text(found: Option<&Found>) -> String {
+fn text(found: Option<&Found>, replications: &[Object]) -> String {
     let mut registry = Registry::with_prefix("spdk_dm");
     let up = Gauge::<i64>::default();
     up.set(i64::from(found.is_some()));
@@ -167,6 +172,10 @@ fn text(found: Option<&Found>) -> String {
         register(&mut registry, &figures::ORIGIN, &found.origins);
         register(&mut registry, &figures::SNAPSHOT, &found.snapshots);
         register(&mut registry, &figures::BDEV, &found.bdevs);
+    }
+    // Only where it is used: the lag is of interest also while a target does not answer.
+    if !replications.is_empty() {
+        register(&mut registry, &figures::REPLICATION, replications);
     }
     let mut text = String::new();
     match encode(&mut text, &registry) {

@@ -1,0 +1,152 @@
+//! Reading what is to be sent: many requests to the target under way, records in order.
+
+use super::source::{BLOCK_BYTES, Extent};
+use super::stream::{End, Piece, Writer};
+use nbd::Kind;
+use nbd::client::{Client, MAX_DEPTH};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
+
+/// What is read at a time.
+const PIECE_BLOCKS: u64 = 4;
+
+/// So much may have to be read again when a stream is cut off.
+const FLUSH_BYTES: u64 = 256 << 20;
+
+/// Keeps reading below a rate.
+pub struct Limit {
+    began: Instant,
+    bytes_per_s: Option<u64>,
+}
+
+impl Limit {
+    /// At most so many MiB per second; None: as fast as it goes.
+    pub fn new(mib: Option<u64>) -> Self {
+        Limit {
+            began: Instant::now(),
+            bytes_per_s: mib.map(|mib| mib << 20),
+        }
+    }
+
+    /// Waits until so many bytes in all are not too many.
+    fn wait(&self, bytes: u64) {
+        let Some(rate) = self.bytes_per_s else { return };
+        let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        std::thread::sleep(due.saturating_sub(self.began.elapsed()));
+    }
+}
+
+/// Which side has failed.
+pub enum CopyError {
+    /// The device.
+    Read(io::Error),
+    /// The stream.
+    Write(io::Error),
+}
+
+/// What of a device goes into a stream.
+pub struct What<'a> {
+    /// In ascending order.
+    pub extents: &'a [Extent],
+    /// What is before this block is there already.
+    pub next_block: u64,
+    /// Size of the device.
+    pub size_bytes: u64,
+}
+
+impl What<'_> {
+    /// How many blocks that is.
+    pub fn blocks(&self) -> u64 {
+        pieces(self.extents, self.next_block)
+            .map(|extent| extent.count)
+            .sum()
+    }
+}
+
+/// Extents from `next_block` on, in pieces.
+fn pieces(extents: &[Extent], next_block: u64) -> impl Iterator<Item = Extent> + '_ {
+    extents.iter().flat_map(move |extent| {
+        let end = extent.first + extent.count;
+        let (mut at, data) = (extent.first.max(next_block), extent.data);
+        std::iter::from_fn(move || {
+            let first = at;
+            let most = if data { PIECE_BLOCKS } else { u64::MAX };
+            let count = end.checked_sub(first).filter(|left| *left > 0)?.min(most);
+            at += count;
+            Some(Extent { first, count, data })
+        })
+    })
+}
+
+/// Reads with many requests under way, and writes in order, to the end of the stream. `advance` hears of
+/// each number of blocks that was written, and can end it by an error.
+pub fn copy<S: Read + Write, W: Write>(
+    data: &mut Client<S>,
+    mut writer: Writer<W>,
+    what: &What<'_>,
+    limit: &Limit,
+    advance: &mut dyn FnMut(u64) -> io::Result<()>,
+) -> Result<(W, End), CopyError> {
+    let mut to_read = pieces(what.extents, what.next_block).peekable();
+    // By first block: what was asked for and is not written yet.
+    let mut waiting: BTreeMap<u64, (Extent, Option<Vec<u8>>)> = BTreeMap::new();
+    let mut asked: HashMap<u64, u64> = HashMap::new();
+    let (mut read_bytes, mut flushed_bytes) = (0, 0);
+    loop {
+        while waiting.len() < MAX_DEPTH {
+            let Some(extent) = to_read.next() else { break };
+            let offset = extent.first * BLOCK_BYTES;
+            let bytes = (extent.count * BLOCK_BYTES).min(what.size_bytes - offset);
+            let mut contents = None;
+            match extent.data {
+                true => {
+                    limit.wait(read_bytes);
+                    read_bytes += bytes;
+                    let sent = data.send(Kind::Read, offset, bytes as u32, &[]);
+                    asked.insert(sent.map_err(CopyError::Read)?, extent.first);
+                }
+                false => contents = Some(Vec::new()),
+            }
+            waiting.insert(extent.first, (extent, contents));
+        }
+        while let Some(entry) = waiting.first_entry() {
+            if entry.get().1.is_none() {
+                break;
+            }
+            let (extent, contents) = entry.remove();
+            let first = extent.first;
+            let piece = match extent.data {
+                true => {
+                    let mut contents = contents.unwrap_or_default();
+                    // The device may end within a block.
+                    contents.resize((extent.count * BLOCK_BYTES) as usize, 0);
+                    Piece::Data { first, contents }
+                }
+                false => Piece::Unmapped {
+                    first,
+                    count: extent.count,
+                },
+            };
+            writer.piece(&piece).map_err(CopyError::Write)?;
+            if read_bytes - flushed_bytes >= FLUSH_BYTES {
+                flushed_bytes = read_bytes;
+                writer.flush().map_err(CopyError::Write)?;
+            }
+            advance(extent.count).map_err(CopyError::Write)?;
+        }
+        if waiting.is_empty() && to_read.peek().is_none() {
+            return writer.end().map_err(CopyError::Write);
+        }
+        if data.under_way() > 0 {
+            let answer = data.receive().map_err(CopyError::Read)?;
+            let contents = answer
+                .result
+                .map_err(|refused| CopyError::Read(io::Error::other(refused)))?;
+            let first = asked.remove(&answer.cookie);
+            if let Some((_, waiting)) = first.and_then(|first| waiting.get_mut(&first)) {
+                *waiting = Some(contents);
+            }
+        }
+    }
+}

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`spdk-dm replicate`: two targets, the replica's pool on a bdev of a third over NVMe/TCP."""
+
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import Lab
+from harness.pool import aio, host_of, wait_for
+from harness.process import end_all, launch, program
+from harness.proxy import Proxy
+from harness.target import ADDRESS, free_port
+
+MIB = 1 << 20
+BLOCK = 65536
+SIZE_MIB = 32
+# A hang guard.
+HANG_SECONDS = 120
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Side:
+    """A target with a pool, and `spdk-dm` beside it."""
+
+    def __init__(self, lab, name, pool, bring_up):
+        self.lab, self.name, self.pool, self._bring_up = lab, name, pool, bring_up
+        self.target = None
+        self.start()
+
+    def start(self):
+        self.target = self.lab.target(name=self.name, memory_mb=320, core_mask='0x1')
+        self._bring_up(self.target)
+
+    def restart_after_kill(self):
+        self.target.process.kill()
+        self.start()
+
+    @property
+    def socket(self):
+        return self.target.process.socket
+
+    def rpc(self, method, **params):
+        return self.target.rpc.call(method, **params)
+
+    def command(self, verb, *words):
+        return [program('spdk-dm'), 'replicate', verb, *map(str, words), '--socket', self.socket]
+
+    def run(self, verb, *words):
+        return subprocess.run(self.command(verb, *words), capture_output=True, text=True, timeout=HANG_SECONDS,
+                              check=False)
+
+    def __call__(self, verb, *words):
+        done = self.run(verb, *words)
+        assert (done.returncode, done.stderr) == (0, ''), (verb, words, done)
+        return done.stdout
+
+    def refused(self, verb, *words):
+        done = self.run(verb, *words)
+        assert (done.returncode, done.stdout) == (1, ''), (verb, words, done)
+        return done.stderr
+
+    def spawn(self, verb, *words):
+        with open(self.lab.folder / f'{self.name}-{verb}.log', 'ab') as log:
+            return launch(self.command(verb, *words), dict(os.environ), log)
+
+    def ids(self):
+        return {entry['id'] for entry in self.rpc('thin_list', pool=self.pool)}
+
+    def status(self, chain=None):
+        """Of one replication."""
+        found = json.loads(self('status', self.pool, '--json'))
+        return next((report for report in found if chain in (None, report['chain'])), None)
+
+    def of_device(self, device):
+        found = json.loads(self('status', self.pool, '--json'))
+        return next((report for report in found if report['device'] == device), None)
+
+    def contents(self, bdev):
+        """All of a bdev, read by QEMU."""
+        path, copy = self.lab.folder / f'{self.name}.nbd', self.lab.folder / f'{self.name}.raw'
+        uri = self.rpc('nbd_export_create', bdev_name=bdev, path=str(path))
+        subprocess.run(['timeout', '60', 'qemu-img', 'convert', '-f', 'raw', '-O', 'raw', uri, copy], check=True)
+        self.rpc('nbd_export_delete', path=str(path))
+        return copy.read_bytes()
+
+    def newest(self, chain):
+        """Contents of the newest snapshot that both sides have, by a snapshot of that."""
+        snapshot = self.status(chain)['newest']
+        taken = self.ids()
+        look = next(i for i in range(9000, 10_000) if i not in taken)
+        self.rpc('thin_snapshot', pool=self.pool, id=look, origin_id=snapshot['id'])
+        self.rpc('thin_activate', pool=self.pool, id=look, bdev_name='look',
+                 size_sectors=snapshot['size_bytes'] // 512)
+        contents = self.contents('look')
+        self.rpc('thin_deactivate', bdev_name='look')
+        self.rpc('thin_delete', pool=self.pool, id=look)
+        return snapshot['uuid'], contents
+
+    def write(self, bdev, *commands):
+        """qemu-io commands."""
+        path = self.lab.folder / f'{self.name}.nbd'
+        uri = self.rpc('nbd_export_create', bdev_name=bdev, path=str(path), writable=True)
+        words = [word for command in commands for word in ('-c', command)]
+        subprocess.run(['timeout', '60', 'qemu-io', '-f', 'raw', *words, uri], check=True, capture_output=True)
+        self.rpc('nbd_export_delete', path=str(path))
+
+    def write_blocks(self, bdev, *blocks):
+        """Writes blocks that do not compress."""
+        paths = [self.lab.folder / f'pattern{i}' for i in range(8)]
+        for path in paths:
+            path.write_bytes(os.urandom(BLOCK))
+        self.write(bdev, *(f'write -s {paths[at % 8]} {at * BLOCK} {BLOCK}' for at in blocks))
+
+    def fill(self, bdev, megabytes=SIZE_MIB):
+        """Writes what does not compress from the beginning on."""
+        path = self.lab.folder / 'pattern'
+        path.write_bytes(os.urandom(megabytes * MIB))
+        self.write(bdev, f'write -s {path} 0 {megabytes}M')
+
+    def device(self, number, size_mib=SIZE_MIB):
+        """A new thin device as a bdev."""
+        bdev = f'thin{number}'
+        self.rpc('thin_create', pool=self.pool, id=number, bdev_name=bdev, size_mib=size_mib)
+        return bdev
+
+
+class Pair:
+    """The source, the replica and the way between them."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        drive = lab.drive([lab.file('replica-data', 1024)])
+
+        def source(target):
+            for name, megabytes in (('meta', 16), ('data', 1024)):
+                path = lab.folder / name
+                aio(target, name, path if path.exists() else lab.file(name, megabytes))
+            target.rpc.call('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data')
+
+        def replica(target):
+            path = lab.folder / 'replica-meta'
+            aio(target, 'meta', path if path.exists() else lab.file('replica-meta', 16))
+            data, = target.attach_drive(drive)
+            # Blocks of another size than the source's.
+            target.rpc.call('thin_pool_create', name='copies', metadata_bdev='meta', data_bdev=data,
+                            data_block_size_sectors=256)
+
+        self.source = Side(lab, 'source', 'pool', source)
+        self.replica = Side(lab, 'replica', 'copies', replica)
+        self.port = free_port()
+        self.receiver = None
+        self.receive()
+        self.proxy = Proxy(self.port)
+        self.to = f'{ADDRESS}:{self.proxy.port}'
+
+    def receive(self, *words):
+        self.receiver = self.replica.spawn('receive', 'copies', '--listen', f'{ADDRESS}:{self.port}', *words)
+        wait_for(self._listens)
+
+    def _listens(self):
+        with socket.socket() as probe:
+            return probe.connect_ex((ADDRESS, self.port)) == 0
+
+    def stop_receiver(self):
+        self.receiver.kill()
+        self.receiver.wait()
+
+    def once(self, device, *words):
+        self.source('run', 'pool', device, '--to', self.to, '--once', '--quiet', *words)
+
+    def spawn(self, device, *words):
+        return self.source.spawn('run', 'pool', device, '--to', self.to, '--quiet', *words)
+
+    def check(self, device):
+        """The replica is the source's snapshot, byte for byte. Returns the replication."""
+        chain = self.source.of_device(device)['chain']
+        ours, theirs = self.source.newest(chain), self.replica.newest(chain)
+        assert ours[0] == theirs[0] and ours[1] == theirs[1], (ours[0], theirs[0])
+        return chain
+
+
+@pytest.fixture(name='pair', scope='module')
+def pair_of_targets(tmp_path_factory):
+    pair = None
+    try:
+        pair = Pair(Lab(tmp_path_factory.mktemp('pair')))
+        yield pair
+    finally:
+        if pair is not None:
+            pair.proxy.close()
+        end_all()
+
+
+def random_writes(rng, count):
+    """qemu-io commands: writes and discards of whole and part blocks."""
+    for _ in range(count):
+        at, length = rng.randrange(0, SIZE_MIB * 16 - 16) * 64, rng.randrange(1, 8) * 64
+        if rng.random() < 0.3:
+            yield f'discard {at}k {length}k'
+        else:
+            yield f'write -P {rng.randrange(1, 256)} {at + rng.randrange(0, 60)}k {length}k'
+
+
+def test_chain(pair):
+    """Each replica is a snapshot of the source, byte for byte; old ones go at both ends."""
+    rng = random.Random(1)
+    source, replica = pair.source, pair.replica
+    bdev = source.device(1)
+    before = source.ids(), replica.ids()
+    chain = None
+    for _ in range(3):
+        source.write(bdev, *random_writes(rng, 20))
+        pair.once(1)
+        state = source.contents(bdev)
+        source.write(bdev, *random_writes(rng, 5))
+        chain = pair.check(1)
+        assert replica.newest(chain)[1] == state
+    assert replica.status(chain)['newest']['number'] == 3
+    # The state and one snapshot; the state, the work device and two replicas.
+    assert len(source.ids() - before[0]) == 2 and len(replica.ids() - before[1]) == 4
+    # Nothing is left open.
+    for side in (source, replica):
+        assert side.rpc('nbd_export_list') == []
+
+
+def test_only_changes_are_moved(pair):
+    """What goes over the network is what has changed, within 5 %."""
+    source = pair.source
+    bdev = source.device(2)
+    source.write(bdev, f'write -P 1 0 {SIZE_MIB}M')
+    pair.once(2)
+    source.write_blocks(bdev, *random.Random(2).sample(range(SIZE_MIB * 16), 200))
+    before = pair.proxy.to_receiver
+    pair.once(2)
+    moved = pair.proxy.to_receiver - before
+    assert 200 * BLOCK <= moved <= 200 * BLOCK * 1.05, moved
+    print(f'{moved} bytes for {200 * BLOCK} changed: {moved / 200 / BLOCK:.4f}')
+    pair.check(2)
+
+
+def test_cut_and_resumed(pair):
+    """A network that is cut again and again: it goes on by itself where it was, and the snapshot that was begun is
+    the one that comes, whatever is written meanwhile. Until all has come the replica is the one before."""
+    source, proxy = pair.source, pair.proxy
+    bdev = source.device(3)
+    source.fill(bdev, 1)
+    pair.once(3)
+    chain = pair.check(3)
+    first = pair.replica.newest(chain)
+    source.fill(bdev)
+    state = source.contents(bdev)
+    before = proxy.to_receiver
+    proxy.cut_after(SIZE_MIB * MIB // 2)
+    running = pair.spawn(3, '--interval', '1h')
+    wait_for(lambda: pair.source.status(chain)['failures'] >= 1)
+    assert pair.replica.newest(chain) == first
+    source.fill(bdev, 2)
+    proxy.cut_after(SIZE_MIB * MIB // 4)
+    wait_for(lambda: pair.source.status(chain)['transfers'] >= 1)
+    running.kill()
+    running.wait()
+    assert pair.replica.newest(chain)[1] == state
+    pair.check(3)
+    # Nothing came twice but what was on its way.
+    assert proxy.to_receiver - before < SIZE_MIB * MIB * 1.1, proxy.to_receiver - before
+
+
+def test_kills(pair):
+    """Either spdk-dm and either target are killed while changes come. What is on the replica's disk does not come
+    again, and in the end both have the same."""
+    source, replica, proxy = pair.source, pair.replica, pair.proxy
+    bdev = source.device(4)
+    source.write(bdev, 'write -P 1 0 1M')
+    pair.once(4)
+    chain = pair.check(4)
+    source.fill(bdev)
+    state = source.contents(bdev)
+    # Slow enough to be killed, and for the receiver to have brought some of it to its disk before.
+    words = ('--interval', '1h', '--limit-mib', '4')
+    before = proxy.to_receiver
+
+    def moved(megabytes):
+        return lambda: proxy.to_receiver - before > megabytes * MIB
+
+    running = pair.spawn(4, *words)
+    wait_for(moved(6))
+    running.kill()
+    running.wait()
+    running = pair.spawn(4, *words)
+    wait_for(moved(12))
+    pair.stop_receiver()
+    pair.receive()
+    wait_for(moved(18))
+    source.restart_after_kill()
+    wait_for(moved(24))
+    replica.restart_after_kill()
+    wait_for(lambda: source.status(chain)['transfers'] >= 1)
+    running.kill()
+    running.wait()
+    # Four times what had come in the last two seconds, at most.
+    assert proxy.to_receiver - before < (SIZE_MIB + 4 * 12) * MIB
+    assert replica.newest(chain)[1] == state
+    source.rpc('thin_activate', pool='pool', id=4, bdev_name=bdev, size_mib=SIZE_MIB)
+    source.write(bdev, 'write -P 5 1M 1M')
+    pair.once(4)
+    pair.check(4)
+
+
+def test_failover_and_reverse(pair):
+    """The replica becomes the source with what it has, and takes no more changes; the old source follows it, and gets
+    only what has changed since the last snapshot that both have. Then back."""
+    source, replica = pair.source, pair.replica
+    bdev = source.device(5)
+    source.fill(bdev)
+    pair.once(5)
+    chain = pair.check(5)
+    state = source.contents(bdev)
+    source.write_blocks(bdev, 7, 8, 9)
+    made = replica('promote', 'copies', '--chain', chain, '--id', 5, '--bdev-name', 'failed-over')
+    assert made == f"thin device 5 of pool 'copies' with {SIZE_MIB * 2048} sectors is snapshot 1\n"
+    assert replica.contents('failed-over') == state
+    assert 'was promoted' in source.refused('run', 'pool', 5, '--to', pair.to)
+    assert 'no such replica' in replica.refused('promote', 'copies', '--chain', chain)
+    replica.write_blocks('failed-over', *range(100, 120))
+    state = replica.contents('failed-over')
+    # The old source has been written to.
+    assert 'in use as bdev' in source.refused('demote', 'pool', '--chain', chain)
+    source.rpc('thin_deactivate', bdev_name=bdev)
+    assert '--discard-diverged' in source.refused('demote', 'pool', '--chain', chain)
+    assert 5 in source.ids() and source.status(chain)['role'] == 'source'
+    source('demote', 'pool', '--chain', chain, '--discard-diverged')
+    assert 5 not in source.ids()
+
+    port = free_port()
+    back = Proxy(port)
+    receiver = source.spawn('receive', 'pool', '--listen', f'{ADDRESS}:{port}')
+    to = f'{ADDRESS}:{back.port}'
+    wait_for(lambda: socket.socket().connect_ex((ADDRESS, port)) == 0)
+    replica('run', 'copies', 5, '--to', to, '--once', '--quiet')
+    assert source.newest(chain) == replica.newest(chain)
+    assert source.newest(chain)[1] == state
+    # Blocks of the pool that is the source now are larger.
+    assert 20 * BLOCK <= back.to_receiver <= 22 * BLOCK * 1.05, back.to_receiver
+    receiver.kill()
+    receiver.wait()
+    back.close()
+
+    # And back: nothing is thrown away this time.
+    replica.rpc('thin_deactivate', bdev_name='failed-over')
+    source('promote', 'pool', '--chain', chain, '--id', 5, '--bdev-name', bdev)
+    replica('demote', 'copies', '--chain', chain)
+    source.write_blocks(bdev, 300)
+    pair.once(5)
+    pair.check(5)
+    assert pair.replica.newest(chain)[1] == source.contents(bdev)
+
+
+def test_beside_a_load(pair):
+    """Replicas of a device that is being written to are each of one moment; what the load has of the target beside
+    it is printed, and what is moved is what has changed."""
+    source = pair.source
+    bdev = source.device(6, 128)
+    host = host_of(pair.lab, source.target, bdev)
+    load = host.start('stress', str(pair.lab.folder / 'state'), '--slots', '128')
+
+    def writes():
+        return source.rpc('bdev_get_iostat', name=bdev)['bdevs'][0]['num_write_ops']
+
+    def rate(work):
+        began, before = time.monotonic(), writes()
+        work()
+        return (writes() - before) / (time.monotonic() - began)
+
+    wait_for(lambda: writes() > 1000)
+    alone = rate(lambda: time.sleep(1))
+    for _ in range(2):
+        beside = rate(lambda: pair.once(6))
+        print(f'{beside:.0f} writes/s beside it, {alone:.0f} without: {beside / alone:.2f}')
+        pair.check(6)
+    assert load.poll() is None
+    load.kill()
+    load.wait()
+
+
+def test_metrics_and_status(pair):
+    """The lag and what else is said of replications, as OpenMetrics and as lines."""
+    source = pair.source
+    bdev = source.device(7)
+    source.fill(bdev, 1)
+    pair.once(7)
+    chain = source.of_device(7)['chain'][:12]
+    for side, device, role in ((source, '7', 'source'), (pair.replica, '', 'replica')):
+        text = subprocess.run([program('spdk-dm'), 'metrics', '--socket', side.socket], capture_output=True, text=True,
+                              timeout=HANG_SECONDS, check=True).stdout
+        pool = side.pool
+        labels = f'pool="{pool}",device="{device}",chain="{chain}"'
+        names = set(re.findall(rf'^(spdk_dm_replication_\w+){{{labels}', text, re.M))
+        documented = set(re.findall(r'^\| `(spdk_dm_replication_\w+)`', (ROOT / 'docs/metrics.md').read_text(), re.M))
+        assert names == documented
+        behind = re.search(rf'^spdk_dm_replication_behind_seconds{{{labels}}} (\S+)$', text, re.M)
+        assert 0 <= float(behind.group(1)) < HANG_SECONDS
+        assert f'spdk_dm_replication_role{{{labels},role="{role}"}} 1' in text
+        line, = [line.split() for line in side('status').splitlines() if line.startswith(chain)]
+        assert line[2:5] == [role, 'idle', '1']
+    # Nobody is there: that is said, and the lag goes on.
+    done = source.run('run', 'pool', 7, '--to', f'{ADDRESS}:{free_port()}', '--once')
+    assert done.returncode == 1 and 'refused' in done.stderr, done
+    assert source.of_device(7)['activity'] == 'stopped'
+
+
+def test_strangers(pair):
+    """Who does not know the secret gets nothing and learns nothing; any bytes are refused, and the receiver goes on;
+    without a secret it only listens to its own host."""
+    source, replica, folder = pair.source, pair.replica, pair.lab.folder
+    rng = random.Random(3)
+    right, wrong = folder / 'right', folder / 'wrong'
+    right.write_text('of sixteen bytes and more\n')
+    wrong.write_text('of sixteen bytes and less\n')
+    bdev = source.device(8)
+    source.fill(bdev, 1)
+    before = replica.ids()
+    assert '--token-file' in replica.refused('receive', 'copies', '--listen', '0.0.0.0:0')
+    (folder / 'short').write_text('short')
+    assert '16 to 4096 bytes' in replica.refused('receive', 'copies', '--token-file', folder / 'short')
+    assert 'may be anybody' in source.refused('run', 'pool', 8, '--to', pair.to, '--token-file', right)
+    pair.stop_receiver()
+    pair.receive('--token-file', right)
+    try:
+        for _ in range(30):
+            with socket.create_connection((ADDRESS, pair.port), timeout=10) as stranger:
+                hello = stranger.recv(4096)
+                said = hello if rng.random() < 0.5 else b'M' + rng.randbytes(4)
+                try:
+                    stranger.sendall(said + rng.randbytes(rng.randrange(2000)))
+                    stranger.shutdown(socket.SHUT_WR)
+                    while stranger.recv(4096):
+                        pass
+                except ConnectionError:
+                    pass
+        assert 'asks for a secret' in source.refused('run', 'pool', 8, '--to', pair.to)
+        assert 'not the secret' in source.refused('run', 'pool', 8, '--to', pair.to, '--token-file', wrong)
+        assert replica.ids() == before
+        pair.once(8, '--token-file', right)
+        pair.check(8)
+    finally:
+        pair.stop_receiver()
+        pair.receive()
