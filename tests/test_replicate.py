@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`spdk-dm replicate`: two targets, the replica's pool on a bdev of a third over NVMe/TCP."""
 
-import json
-import os
 import random
 import re
 import socket
@@ -13,184 +11,20 @@ from pathlib import Path
 import pytest
 
 from conftest import Lab
-from harness.pool import aio, host_of, wait_for
-from harness.process import end_all, launch, program
+from harness.pool import host_of, wait_for
+from harness.process import end_all, program
 from harness.proxy import Proxy
+from harness.replication import BLOCK, HANG_SECONDS, SIZE_MIB, Pair
 from harness.target import ADDRESS, free_port
 
-MIB = 1 << 20
-BLOCK = 65536
-SIZE_MIB = 32
-# A hang guard.
-HANG_SECONDS = 120
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class Side:
-    """A target with a pool, and `spdk-dm` beside it."""
-
-    def __init__(self, lab, name, pool, bring_up):
-        self.lab, self.name, self.pool, self._bring_up = lab, name, pool, bring_up
-        self.target = None
-        self.start()
-
-    def start(self):
-        self.target = self.lab.target(name=self.name, memory_mb=320, core_mask='0x1')
-        self._bring_up(self.target)
-
-    def restart_after_kill(self):
-        self.target.process.kill()
-        self.start()
-
-    @property
-    def socket(self):
-        return self.target.process.socket
-
-    def rpc(self, method, **params):
-        return self.target.rpc.call(method, **params)
-
-    def command(self, verb, *words):
-        return [program('spdk-dm'), 'replicate', verb, *map(str, words), '--socket', self.socket]
-
-    def run(self, verb, *words):
-        return subprocess.run(self.command(verb, *words), capture_output=True, text=True, timeout=HANG_SECONDS,
-                              check=False)
-
-    def __call__(self, verb, *words):
-        done = self.run(verb, *words)
-        assert (done.returncode, done.stderr) == (0, ''), (verb, words, done)
-        return done.stdout
-
-    def refused(self, verb, *words):
-        done = self.run(verb, *words)
-        assert (done.returncode, done.stdout) == (1, ''), (verb, words, done)
-        return done.stderr
-
-    def spawn(self, verb, *words):
-        with open(self.lab.folder / f'{self.name}-{verb}.log', 'ab') as log:
-            return launch(self.command(verb, *words), dict(os.environ), log)
-
-    def ids(self):
-        return {entry['id'] for entry in self.rpc('thin_list', pool=self.pool)}
-
-    def status(self, chain=None):
-        """Of one replication."""
-        found = json.loads(self('status', self.pool, '--json'))
-        return next((report for report in found if chain in (None, report['chain'])), None)
-
-    def of_device(self, device):
-        found = json.loads(self('status', self.pool, '--json'))
-        return next((report for report in found if report['device'] == device), None)
-
-    def contents(self, bdev):
-        """All of a bdev, read by QEMU."""
-        path, copy = self.lab.folder / f'{self.name}.nbd', self.lab.folder / f'{self.name}.raw'
-        uri = self.rpc('nbd_export_create', bdev_name=bdev, path=str(path))
-        subprocess.run(['timeout', '60', 'qemu-img', 'convert', '-f', 'raw', '-O', 'raw', uri, copy], check=True)
-        self.rpc('nbd_export_delete', path=str(path))
-        return copy.read_bytes()
-
-    def newest(self, chain):
-        """Contents of the newest snapshot that both sides have, by a snapshot of that."""
-        snapshot = self.status(chain)['newest']
-        taken = self.ids()
-        look = next(i for i in range(9000, 10_000) if i not in taken)
-        self.rpc('thin_snapshot', pool=self.pool, id=look, origin_id=snapshot['id'])
-        self.rpc('thin_activate', pool=self.pool, id=look, bdev_name='look',
-                 size_sectors=snapshot['size_bytes'] // 512)
-        contents = self.contents('look')
-        self.rpc('thin_deactivate', bdev_name='look')
-        self.rpc('thin_delete', pool=self.pool, id=look)
-        return snapshot['uuid'], contents
-
-    def write(self, bdev, *commands):
-        """qemu-io commands."""
-        path = self.lab.folder / f'{self.name}.nbd'
-        uri = self.rpc('nbd_export_create', bdev_name=bdev, path=str(path), writable=True)
-        words = [word for command in commands for word in ('-c', command)]
-        subprocess.run(['timeout', '60', 'qemu-io', '-f', 'raw', *words, uri], check=True, capture_output=True)
-        self.rpc('nbd_export_delete', path=str(path))
-
-    def write_blocks(self, bdev, *blocks):
-        """Writes blocks that do not compress."""
-        paths = [self.lab.folder / f'pattern{i}' for i in range(8)]
-        for path in paths:
-            path.write_bytes(os.urandom(BLOCK))
-        self.write(bdev, *(f'write -s {paths[at % 8]} {at * BLOCK} {BLOCK}' for at in blocks))
-
-    def fill(self, bdev, megabytes=SIZE_MIB):
-        """Writes what does not compress from the beginning on."""
-        path = self.lab.folder / 'pattern'
-        path.write_bytes(os.urandom(megabytes * MIB))
-        self.write(bdev, f'write -s {path} 0 {megabytes}M')
-
-    def device(self, number, size_mib=SIZE_MIB):
-        """A new thin device as a bdev."""
-        bdev = f'thin{number}'
-        self.rpc('thin_create', pool=self.pool, id=number, bdev_name=bdev, size_mib=size_mib)
-        return bdev
-
-
-class Pair:
-    """The source, the replica and the way between them."""
-
-    def __init__(self, lab):
-        self.lab = lab
-        drive = lab.drive([lab.file('replica-data', 1024)])
-
-        def source(target):
-            for name, megabytes in (('meta', 16), ('data', 1024)):
-                path = lab.folder / name
-                aio(target, name, path if path.exists() else lab.file(name, megabytes))
-            target.rpc.call('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data')
-
-        def replica(target):
-            path = lab.folder / 'replica-meta'
-            aio(target, 'meta', path if path.exists() else lab.file('replica-meta', 16))
-            data, = target.attach_drive(drive)
-            # Blocks of another size than the source's.
-            target.rpc.call('thin_pool_create', name='copies', metadata_bdev='meta', data_bdev=data,
-                            data_block_size_sectors=256)
-
-        self.source = Side(lab, 'source', 'pool', source)
-        self.replica = Side(lab, 'replica', 'copies', replica)
-        self.port = free_port()
-        self.receiver = None
-        self.receive()
-        self.proxy = Proxy(self.port)
-        self.to = f'{ADDRESS}:{self.proxy.port}'
-
-    def receive(self, *words):
-        self.receiver = self.replica.spawn('receive', 'copies', '--listen', f'{ADDRESS}:{self.port}', *words)
-        wait_for(self._listens)
-
-    def _listens(self):
-        with socket.socket() as probe:
-            return probe.connect_ex((ADDRESS, self.port)) == 0
-
-    def stop_receiver(self):
-        self.receiver.kill()
-        self.receiver.wait()
-
-    def once(self, device, *words):
-        self.source('run', 'pool', device, '--to', self.to, '--once', '--quiet', *words)
-
-    def spawn(self, device, *words):
-        return self.source.spawn('run', 'pool', device, '--to', self.to, '--quiet', *words)
-
-    def check(self, device):
-        """The replica is the source's snapshot, byte for byte. Returns the replication."""
-        chain = self.source.of_device(device)['chain']
-        ours, theirs = self.source.newest(chain), self.replica.newest(chain)
-        assert ours[0] == theirs[0] and ours[1] == theirs[1], (ours[0], theirs[0])
-        return chain
 
 
 @pytest.fixture(name='pair', scope='module')
 def pair_of_targets(tmp_path_factory):
     pair = None
     try:
-        pair = Pair(Lab(tmp_path_factory.mktemp('pair')))
+        pair = Pair(Lab(tmp_path_factory.mktemp('pair')), with_drive=True)
         yield pair
     finally:
         if pair is not None:
@@ -243,74 +77,6 @@ def test_only_changes_are_moved(pair):
     assert 200 * BLOCK <= moved <= 200 * BLOCK * 1.05, moved
     print(f'{moved} bytes for {200 * BLOCK} changed: {moved / 200 / BLOCK:.4f}')
     pair.check(2)
-
-
-def test_cut_and_resumed(pair):
-    """A network that is cut again and again: it goes on by itself where it was, and the snapshot that was begun is
-    the one that comes, whatever is written meanwhile. Until all has come the replica is the one before."""
-    source, proxy = pair.source, pair.proxy
-    bdev = source.device(3)
-    source.fill(bdev, 1)
-    pair.once(3)
-    chain = pair.check(3)
-    first = pair.replica.newest(chain)
-    source.fill(bdev)
-    state = source.contents(bdev)
-    before = proxy.to_receiver
-    proxy.cut_after(SIZE_MIB * MIB // 2)
-    running = pair.spawn(3, '--interval', '1h')
-    wait_for(lambda: pair.source.status(chain)['failures'] >= 1)
-    assert pair.replica.newest(chain) == first
-    source.fill(bdev, 2)
-    proxy.cut_after(SIZE_MIB * MIB // 4)
-    wait_for(lambda: pair.source.status(chain)['transfers'] >= 1)
-    running.kill()
-    running.wait()
-    assert pair.replica.newest(chain)[1] == state
-    pair.check(3)
-    # Nothing came twice but what was on its way.
-    assert proxy.to_receiver - before < SIZE_MIB * MIB * 1.1, proxy.to_receiver - before
-
-
-def test_kills(pair):
-    """Either spdk-dm and either target are killed while changes come. What is on the replica's disk does not come
-    again, and in the end both have the same."""
-    source, replica, proxy = pair.source, pair.replica, pair.proxy
-    bdev = source.device(4)
-    source.write(bdev, 'write -P 1 0 1M')
-    pair.once(4)
-    chain = pair.check(4)
-    source.fill(bdev)
-    state = source.contents(bdev)
-    # Slow enough to be killed, and for the receiver to have brought some of it to its disk before.
-    words = ('--interval', '1h', '--limit-mib', '4')
-    before = proxy.to_receiver
-
-    def moved(megabytes):
-        return lambda: proxy.to_receiver - before > megabytes * MIB
-
-    running = pair.spawn(4, *words)
-    wait_for(moved(6))
-    running.kill()
-    running.wait()
-    running = pair.spawn(4, *words)
-    wait_for(moved(12))
-    pair.stop_receiver()
-    pair.receive()
-    wait_for(moved(18))
-    source.restart_after_kill()
-    wait_for(moved(24))
-    replica.restart_after_kill()
-    wait_for(lambda: source.status(chain)['transfers'] >= 1)
-    running.kill()
-    running.wait()
-    # Four times what had come in the last two seconds, at most.
-    assert proxy.to_receiver - before < (SIZE_MIB + 4 * 12) * MIB
-    assert replica.newest(chain)[1] == state
-    source.rpc('thin_activate', pool='pool', id=4, bdev_name=bdev, size_mib=SIZE_MIB)
-    source.write(bdev, 'write -P 5 1M 1M')
-    pair.once(4)
-    pair.check(4)
 
 
 def test_failover_and_reverse(pair):

@@ -238,9 +238,13 @@ impl<'a> Pool<'a> {
             "size_sectors": what.size_sectors,
             "create": what.create,
         });
-        // Others have other names.
-        self.clear(bdev, socket)?;
-        self.call("thin_activate", params)?;
+        if let Err(CliError::Rpc(RpcError::Refused { .. })) =
+            self.call("thin_activate", params.clone())
+        {
+            // What is left of an attempt that was killed. Others have other names.
+            self.clear(bdev, socket)?;
+            self.call("thin_activate", params)?;
+        }
         let opened = Access::open(self.client, bdev, what.writable, socket);
         if opened.is_err() {
             // The first error is the one to tell.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// What has come is brought to the disk after so much or so long.
 const COMMIT_BYTES: u64 = 32 << 20;
-const COMMIT_PERIOD: Duration = Duration::from_secs(2);
+const COMMIT_PERIOD: Duration = Duration::from_secs(1);
 
 /// The largest device there can be a replica of: a bdev of it takes 32 MiB of the target's memory.
 const MAX_SIZE_BYTES: u64 = 256 << 40;

@@ -184,7 +184,13 @@ impl Head {
     ) -> Result<Option<Head>, CliError> {
         for last in (0..TRIES).rev() {
             let mut busy = false;
-            for device in candidates(pool)? {
+            let mut devices = candidates(pool)?;
+            // What a lock said last is mostly still so, and saves looks into others.
+            devices.sort_by_cached_key(|device| {
+                let said = said(&pool.name, device.id, socket);
+                !said.is_some_and(|state| wanted(&state))
+            });
+            for device in devices {
                 let Some((lock, path)) = lock(&pool.name, device.id, socket)? else {
                     // Whoever has it says what it is; while he says nothing it may be what is wanted.
                     let said = said(&pool.name, device.id, socket);
@@ -331,6 +337,9 @@ impl Head {
 
     /// Deletes a device of which only this replication knows; it may be open by what was killed.
     pub fn delete_device(&self, pool: &mut Pool<'_>, id: u64) -> Result<(), CliError> {
+        if pool.delete(id).is_ok() {
+            return Ok(());
+        }
         pool.clear(&bdev_name(&pool.name, id), &self.socket)?;
         pool.delete(id)
     }
