@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era demo-snapshot run bench bench-pools bench-stalls bench-many bench-charts docs clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era demo-snapshot demo-replicate run bench bench-pools bench-stalls bench-many bench-charts docs clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -22,7 +22,7 @@ WITH := spdk-config/with-env
 PYTHON := $(WITH) python3
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 cargo:
 	@command -v cargo >/dev/null || { echo 'spdk-dm: error: no cargo: install a Rust toolchain, https://rustup.rs' >&2; exit 1; }
@@ -84,6 +84,9 @@ demo-era: build ## What eras are for: rollback with a cache, incremental backup
 
 demo-snapshot: build ## What snapshots are for: an upgrade of a system rolled back by a merge, killed in the middle
 	@$(PYTHON) spdk-config/snapshot-rollback $(DEMO)
+
+demo-replicate: build ## What replication is for: the network cut, the source lost, the replica takes over, and back
+	@$(PYTHON) spdk-config/replicate $(DEMO)
 
 run: build ## As demo, but leaves the target running in the foreground
 	@$(PYTHON) spdk-config/demo --foreground $(DEMO)

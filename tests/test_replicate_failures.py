@@ -9,6 +9,10 @@ from harness.process import end_all
 from harness.replication import MIB, SIZE_MIB, Pair
 
 
+# So much has to come where all are killed.
+KILLED_MIB = 32
+
+
 @pytest.fixture(name='pair', scope='module')
 def pair_of_targets(tmp_path_factory):
     pair = None
@@ -52,11 +56,11 @@ def test_kills(pair):
     """Either spdk-dm and either target are killed while changes come. What is on the replica's disk does not come
     again, and in the end both have the same."""
     source, replica, proxy = pair.source, pair.replica, pair.proxy
-    bdev = source.device(4)
+    bdev = source.device(4, KILLED_MIB)
     source.write(bdev, 'write -P 1 0 1M')
     pair.once(4)
     chain = pair.check(4)
-    source.fill(bdev)
+    source.fill(bdev, KILLED_MIB)
     state = source.contents(bdev)
     # Slow enough to be killed, and for the receiver to have brought some of it to its disk before.
     words = ('--interval', '1h', '--limit-mib', '4')
@@ -84,7 +88,7 @@ def test_kills(pair):
     # it would be more than 56.
     assert proxy.to_receiver - begun < 46 * MIB, proxy.to_receiver - begun
     assert replica.newest(chain)[1] == state
-    source.rpc('thin_activate', pool='pool', id=4, bdev_name=bdev, size_mib=SIZE_MIB)
+    source.rpc('thin_activate', pool='pool', id=4, bdev_name=bdev, size_mib=KILLED_MIB)
     source.write(bdev, 'write -P 5 1M 1M')
     pair.once(4)
     pair.check(4)

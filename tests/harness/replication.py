@@ -13,7 +13,7 @@ from .target import ADDRESS, free_port
 
 MIB = 1 << 20
 BLOCK = 65536
-SIZE_MIB = 32
+SIZE_MIB = 16
 # A hang guard.
 HANG_SECONDS = 120
 

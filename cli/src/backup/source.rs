@@ -310,9 +310,9 @@ impl Access {
     fn path(bdev: &str, socket: &Path) -> Result<PathBuf, CliError> {
         let folder = socket.parent().unwrap_or(Path::new("/var/tmp"));
         let folder = folder.canonicalize().map_err(CliError::io(folder))?;
-        // Two targets may have their sockets in one folder.
+        // Two targets may have their sockets in one folder. A path of a socket has at most 107 bytes.
         let target = socket.file_stem().unwrap_or_default().to_string_lossy();
-        Ok(folder.join(format!("spdk-dm-{target}-{bdev}.nbd")))
+        Ok(folder.join(format!("{target}-{bdev}.nbd")))
     }
 
     /// Serves a bdev to nobody else meanwhile.

@@ -10,8 +10,8 @@ use crate::backup::source::{Access, Device, Open, Pool};
 use crate::error::CliError;
 use nbd::Kind;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub struct Seen {
 /// The bdev as which a device of a pool is opened for replication. It has to be the same each time: what a killed
 /// process has left is found by it.
 pub fn bdev_name(pool: &str, id: u64) -> String {
-    format!("replicate-{:08x}-{id}", crc32c::crc32c(pool.as_bytes()))
+    format!("repl-{:08x}-{id}", crc32c::crc32c(pool.as_bytes()))
 }
 
 /// A file beside the RPC socket, of this kind and about this.
@@ -54,10 +54,11 @@ pub fn beside(socket: &Path, about: &str) -> PathBuf {
 }
 
 /// Writes into a lock what it is of.
-fn say(mut lock: &File, state: &State) {
+fn say(lock: &File, state: &State) {
     let text = serde_json::to_vec(state).unwrap_or_default();
-    // Who cannot read it waits.
-    let _ = lock.set_len(0).and_then(|()| lock.write_all(&text));
+    // Written over what was said before, which mostly was the same. Who cannot read it waits.
+    let written = lock.write_all_at(&text, 0);
+    let _ = written.and_then(|()| lock.set_len(text.len() as u64));
 }
 
 /// What a lock of somebody else's is of.
@@ -160,7 +161,15 @@ pub fn look(pool: &mut Pool<'_>, socket: &Path) -> Result<Seen, CliError> {
     };
     for device in candidates(pool)? {
         let Some((lock, path)) = lock(&pool.name, device.id, socket)? else {
-            seen.busy.extend(said(&pool.name, device.id, socket));
+            // Whoever has it may have to find out first.
+            let said = || said(&pool.name, device.id, socket);
+            let heard = (0..10).find_map(|_| {
+                said().or_else(|| {
+                    std::thread::sleep(PAUSE / 10);
+                    None
+                })
+            });
+            seen.busy.extend(heard);
             continue;
         };
         match open_candidate(pool, &device, lock, socket)? {
