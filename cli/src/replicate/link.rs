@@ -14,7 +14,7 @@ use std::time::Duration;
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// How long the receiver may say nothing: it may have to wait for its disks.
-const SILENCE: Duration = Duration::from_secs(300);
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// A stream that counts what goes through it.
 pub struct Counted {
