@@ -130,13 +130,21 @@ impl Registry {
             });
             begin += nr_blocks;
         }
-        // What only some know is not offered: SPDK makes writes of zeroings, and unmaps are advice.
-        let io_kinds = [IoKind::Unmap, IoKind::WriteZeroes, IoKind::Flush]
+        // What only some know is not offered: SPDK makes writes of zeroings, and unmaps are advice. A bdev without
+        // flush has no volatile cache.
+        let all = |kind| infos.iter().all(|info| info.supports(kind));
+        let any_flushes = infos.iter().any(|info| info.supports(IoKind::Flush));
+        let offered = [
+            (true, IoKind::Read),
+            (true, IoKind::Write),
+            (all(IoKind::Unmap), IoKind::Unmap),
+            (all(IoKind::WriteZeroes), IoKind::WriteZeroes),
+            (any_flushes, IoKind::Flush),
+        ];
+        let io_kinds = offered
             .into_iter()
-            .filter(|kind| infos.iter().all(|info| info.supports(*kind)))
-            .fold(IoKind::Read.bit() | IoKind::Write.bit(), |kinds, kind| {
-                kinds | kind.bit()
-            });
+            .filter(|(is_offered, _)| *is_offered)
+            .fold(0, |kinds, (_, kind)| kinds | kind.bit());
         let boundary = segments.iter().map(|segment| segment.begin).fold(0, gcd);
         let registered = Vbdev::register(
             &Params {
@@ -358,8 +366,12 @@ impl LinearChannel {
     fn submit_range(&self, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
         let mut parts = Vec::new();
         if kind == IoKind::Flush {
-            let whole = |base: &BaseChannel| (base.clone(), 0, base.descriptor().info().nr_blocks);
-            parts.extend(self.bases.iter().map(whole));
+            let whole = self
+                .bases
+                .iter()
+                .map(|base| (base, base.descriptor().info()));
+            let flushing = whole.filter(|(_, info)| info.supports(IoKind::Flush));
+            parts.extend(flushing.map(|(base, info)| (base.clone(), 0, info.nr_blocks)));
         } else {
             let end = offset.saturating_add(nr_blocks);
             let mut at = offset;
