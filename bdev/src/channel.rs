@@ -198,6 +198,12 @@ impl<T: Target, H: Host> Channel<T, H> {
         self.parked.len() + self.stage.len()
     }
 
+    /// The same of one volume. When it gets no more I/O and has none of these on any channel, then the rest
+    /// of its I/O is over after the next barrier.
+    pub fn nr_parked_of(&self, volume: &Arc<T::Volume>) -> usize {
+        self.parked.len_of(volume) + self.stage.len_of(volume)
+    }
+
     /// Tells the owner that this channel is going away. Nothing may be in flight or parked.
     pub fn leave(&self) {
         let _ = self.to_owner.unbounded_send(ToOwner::Leave(self.id));
@@ -388,18 +394,19 @@ impl<T: Target, H: Host> Channel<T, H> {
         let slot = self
             .parked
             .take_if(name, |slot| !matches!(slot, Slot::Forwarding(..)));
-        if let Some(Slot::Waiting(_, _, io) | Slot::Returned(io)) = slot {
+        if let Some(Slot::Waiting(_, _, io) | Slot::Returned(_, io)) = slot {
             self.host.complete(io, result);
         }
     }
 
     fn forward_parked(&self, name: Parked, base: BaseId, block: u64, batch: &Rc<Batch>, at: usize) {
         let found = self.parked.exchange(name, |slot| {
-            if !matches!(slot, Slot::Waiting(..)) {
+            let Slot::Waiting(volume, ..) = &*slot else {
                 return None;
-            }
+            };
             let epoch = self.epochs.enter();
-            match std::mem::replace(slot, Slot::Forwarding(batch.clone(), at, epoch)) {
+            let forwarding = Slot::Forwarding(volume.clone(), batch.clone(), at, epoch);
+            match std::mem::replace(slot, forwarding) {
                 Slot::Waiting(_, request, io) => Some((request, io)),
                 _ => None,
             }
@@ -417,9 +424,9 @@ impl<T: Target, H: Host> Channel<T, H> {
     fn report(&self, io: H::Io, name: Parked, result: Result<(), Errno>) {
         let mut io = Some(io);
         let found = self.parked.exchange(name, |slot| match slot {
-            Slot::Forwarding(batch, at, epoch) => {
+            Slot::Forwarding(volume, batch, at, epoch) => {
                 let found = (batch.clone(), *at, *epoch);
-                *slot = Slot::Returned(io.take()?);
+                *slot = Slot::Returned(volume.clone(), io.take()?);
                 Some(found)
             }
             _ => None,
@@ -454,7 +461,7 @@ impl<T: Target, H: Host> Channel<T, H> {
 
     fn fail_parked(&self, errno: Errno) {
         for slot in self.parked.take_all() {
-            if let Slot::Waiting(_, _, io) | Slot::Returned(io) = slot {
+            if let Slot::Waiting(_, _, io) | Slot::Returned(_, io) = slot {
                 self.host.complete(io, Err(errno));
             }
         }

@@ -43,6 +43,8 @@ impl Errno {
     pub const EPROTO: Errno = Errno(71);
     /// Operation not supported.
     pub const EOPNOTSUPP: Errno = Errno(95);
+    /// It took too long.
+    pub const ETIMEDOUT: Errno = Errno(110);
     /// It has expired.
     pub const ESTALE: Errno = Errno(116);
     /// Operation cancelled.

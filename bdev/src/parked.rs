@@ -78,9 +78,19 @@ pub(crate) enum Slot<V, I> {
     /// Not mapped yet, or waiting for the owner's verdict.
     Waiting(Arc<V>, Request, I),
     /// On its way to a base device at the owner's order: in what batch, where in it, in which epoch.
-    Forwarding(Rc<Batch>, usize, u64),
+    Forwarding(Arc<V>, Rc<Batch>, usize, u64),
     /// Back from the base device, waiting for the owner to make it reachable.
-    Returned(I),
+    Returned(Arc<V>, I),
+}
+
+impl<V, I> Slot<V, I> {
+    fn volume(&self) -> &Arc<V> {
+        match self {
+            Slot::Waiting(volume, ..)
+            | Slot::Forwarding(volume, ..)
+            | Slot::Returned(volume, _) => volume,
+        }
+    }
 }
 
 /// A channel's parked I/Os.
@@ -101,6 +111,13 @@ impl<V, I> ParkedIos<V, I> {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.slots.borrow().len()
+    }
+
+    /// How many there are of a volume.
+    pub fn len_of(&self, volume: &Arc<V>) -> usize {
+        let slots = self.slots.borrow();
+        let of_volume = |(_, slot): &&(Parked, Slot<V, I>)| Arc::ptr_eq(slot.volume(), volume);
+        slots.iter().map(|(_, it)| it).filter(of_volume).count()
     }
 
     /// Adds one. Error: the I/O, when a name cannot hold where it is.

@@ -9,6 +9,7 @@
 use crate::channel::VolumeHandle;
 use crate::target::{Request, Target};
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::task::Waker;
 
 /// With fewer I/Os than this under way there is nothing to fetch together.
@@ -45,6 +46,13 @@ impl<T: Target, I> Stage<T, I> {
     /// How many are staged.
     pub fn len(&self) -> usize {
         self.staged.borrow().len()
+    }
+
+    /// How many of a volume are staged.
+    pub fn len_of(&self, volume: &Arc<T::Volume>) -> usize {
+        let staged = self.staged.borrow();
+        let of_volume = |staged: &&Staged<T, I>| Arc::ptr_eq(&staged.volume, volume);
+        staged.iter().filter(of_volume).count()
     }
 
     /// From now on this task calls [`Stage::take_all`] when woken.

@@ -8,7 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
-use bdev::channel::{Channel, ChannelId, Host, Ticket, ToChannel, ToOwner, VolumeHandle};
+use bdev::channel::{Answer, Channel, ChannelId, Host, Ticket, ToChannel, ToOwner, VolumeHandle};
 use bdev::errno::Errno;
 use bdev::target::{BaseId, IoKind, Map, Request, Target};
 use futures::channel::mpsc;
@@ -20,16 +20,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-/// Maps each block to itself, by way of memory.
+/// Maps each block to itself, by way of memory; writes go to the owner.
 struct Linear;
 
 impl Target for Linear {
     type Volume = AtomicU64;
 
     fn map(_: &Arc<AtomicU64>, request: &Request) -> Map {
-        Map::Remap {
-            base: BaseId(0),
-            block: request.offset_blocks,
+        match request.kind {
+            IoKind::Write => Map::Defer,
+            _ => Map::Remap {
+                base: BaseId(0),
+                block: request.offset_blocks,
+            },
         }
     }
 
@@ -82,7 +85,7 @@ struct Lab {
     seen: Rc<Seen>,
     volume: VolumeHandle<Linear>,
     to_channel: Option<mpsc::UnboundedSender<ToChannel>>,
-    _from_channel: mpsc::UnboundedReceiver<ToOwner<Linear>>,
+    from_channel: mpsc::UnboundedReceiver<ToOwner<Linear>>,
 }
 
 impl Lab {
@@ -105,7 +108,7 @@ impl Lab {
             seen,
             volume: Rc::new(Arc::default()),
             to_channel: Some(to_channel),
-            _from_channel: rx,
+            from_channel: rx,
         }
     }
 
@@ -194,4 +197,44 @@ fn a_reset_overtakes_nothing() {
     };
     lab.channel.submit(&lab.volume, reset, 14);
     assert_eq!(lab.forwarded(), (0..15).collect::<Vec<_>>());
+}
+
+/// What a volume has parked counts from when it comes until it is answered, and what another has does not.
+#[test]
+fn parked_of_a_volume() {
+    let mut lab = Lab::new();
+    let other: VolumeHandle<Linear> = Rc::new(Arc::default());
+    let write = Request {
+        kind: IoKind::Write,
+        offset_blocks: 0,
+        nr_blocks: 1,
+    };
+    lab.channel.submit(&lab.volume, write, 0);
+    lab.channel.submit(&other, write, 1);
+    let counts = |lab: &Lab| {
+        let of = |volume: &VolumeHandle<Linear>| lab.channel.nr_parked_of(volume);
+        (of(&lab.volume), of(&other))
+    };
+    assert_eq!(counts(&lab), (1, 1));
+    let ToOwner::Deferred(deferred) = lab.from_channel.try_recv().unwrap() else {
+        panic!("a write comes to the owner");
+    };
+    let (report, _reports) = mpsc::unbounded();
+    let send = |lab: &mut Lab, message| {
+        let to_channel = lab.to_channel.as_ref().unwrap();
+        to_channel.unbounded_send(message).unwrap();
+        lab.pool.run_until_stalled();
+    };
+    let places = vec![(deferred.parked, 7)];
+    send(&mut lab, ToChannel::Forward(BaseId(0), places, report));
+    assert_eq!((lab.forwarded(), counts(&lab)), (vec![0], (1, 1)));
+    let (io, ticket) = lab.seen.forwarded.borrow()[0];
+    lab.channel.forwarded(io, ticket, Ok(()));
+    assert_eq!(counts(&lab), (1, 1));
+    let answer = (deferred.parked, Answer::Complete(Ok(())));
+    send(&mut lab, ToChannel::Answers(vec![answer]));
+    assert_eq!(counts(&lab), (0, 1));
+    (2..12).for_each(|io| lab.submit(io));
+    assert_eq!(counts(&lab), (lab.channel.nr_parked() - 1, 1));
+    assert!(counts(&lab).0 > 0);
 }

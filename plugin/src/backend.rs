@@ -19,12 +19,11 @@ use rpc::params::{
     PloopStatusOf, PloopTrackingGetNext, PloopUpdateDeltaIndex, PoolName, SnapshotCreate,
     SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate,
     ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDevice, ThinDump, ThinList,
-    ThinMergeExternal, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus,
-    ThinSetTransactionId, ThinSnapshot,
+    ThinMergeExternal, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinResume,
+    ThinSetTransactionId, ThinSnapshot, ThinSuspend, ThinSwitch,
 };
 use serde_json::{Value, json};
 use spdk::rpc::Request;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Answers a request, in a task of its own.
@@ -177,31 +176,16 @@ impl Backend for Methods {
     }
 
     async fn thin_deactivate(&self, params: ThinDeactivate) -> Answer {
-        self.0.deactivate(&params.bdev_name, false).await?;
+        let name = &params.bdev_name;
+        if let Some(suspension) = params.suspension {
+            self.0.check_suspended(name, suspension)?;
+        }
+        self.0.deactivate(name, false).await?;
         Ok(json!(true))
     }
 
     async fn thin_list(&self, params: ThinList) -> Answer {
-        let open = self.0.open_entry(&params.pool)?;
-        let devices = open.pool.list().await.map_err(refuse)?;
-        let thins = self.0.thins.borrow();
-        let of_pool = thins
-            .iter()
-            .filter(|(_, thin)| thin.params.pool == params.pool);
-        let bdevs: BTreeMap<_, _> = of_pool.map(|found| (found.1.params.id, found)).collect();
-        let list = devices.into_iter().map(|(id, details)| {
-            let bdev = bdevs.get(&id);
-            json!({
-                "id": id,
-                "mapped_blocks": details.mapped_blocks,
-                "transaction_id": details.transaction_id,
-                "creation_time": details.creation_time,
-                "snapshotted_time": details.snapshotted_time,
-                "bdev_name": bdev.map(|(name, _)| name),
-                "size_sectors": bdev.and_then(|(_, thin)| thin.params.nr_sectors().ok()),
-            })
-        });
-        Ok(list.collect())
+        self.0.list_thins(&params.pool).await
     }
 
     async fn thin_set_transaction_id(&self, params: ThinSetTransactionId) -> Answer {
@@ -266,6 +250,18 @@ impl Backend for Methods {
     async fn linear_delete(&self, params: Name) -> Answer {
         self.0.remove_linear(&params.name, false).await?;
         Ok(json!(true))
+    }
+
+    async fn thin_suspend(&self, params: ThinSuspend) -> Answer {
+        self.0.suspend_thin(params).await
+    }
+
+    async fn thin_resume(&self, params: ThinResume) -> Answer {
+        self.0.resume_thin(params).await
+    }
+
+    async fn thin_switch(&self, params: ThinSwitch) -> Answer {
+        self.0.switch_thin(params).await
     }
 
     async fn era_create(&self, params: EraCreate) -> Answer {

@@ -11,6 +11,7 @@ mod dump;
 mod eras;
 mod export;
 mod external_merge;
+mod gate;
 mod held_bdev;
 mod host;
 mod life;
@@ -24,6 +25,7 @@ mod pool_status;
 mod readers;
 mod registry;
 mod snapshots;
+mod switching;
 mod thins;
 mod volume;
 

@@ -7,6 +7,7 @@
 use crate::bases;
 use crate::eras::EraEntry;
 use crate::export::ExportEntry;
+use crate::gate::Gate;
 use crate::host::PoolChannel;
 use crate::life::Life;
 use crate::linear::LinearEntry;
@@ -14,6 +15,7 @@ use crate::nbd::NbdExport;
 use crate::ploops::PloopEntry;
 use crate::readers::Readers;
 use crate::snapshots::OriginEntry;
+use crate::switching::Suspension;
 use bdev::errno::Errno;
 use bdev::ploop::PloopEvent;
 use bdev::snapshot::SnapshotEvent;
@@ -78,6 +80,10 @@ pub struct ThinEntry {
     pub registered: bool,
     /// Comes back when the pool and its external origin do.
     pub keep: bool,
+    /// Its way to the pool, while it is registered.
+    pub gate: Option<Arc<Gate>>,
+    /// Its I/O waits.
+    pub suspension: Option<Suspension>,
 }
 
 /// All pools and thin bdevs.
@@ -134,6 +140,7 @@ impl Module for DmModule {
             registry.stopping.set(true);
             registry.nbd_exports.take();
             registry.let_ploops_go();
+            registry.let_thins_go();
             registry.close_idle_pools();
         }
     }

@@ -1,17 +1,21 @@
 //! Thin bdevs: what the registry does with them, and what SPDK sees of them.
 
+use crate::backend::refuse;
 use crate::devices::DataBdev;
-use crate::host::{ALWAYS_TAKEN, PoolChannel};
+use crate::gate::{Gate, Side, Way};
+use crate::host::ALWAYS_TAKEN;
 use crate::registry::{OpenPool, Registry, ThinEntry, call, registry};
-use bdev::channel::VolumeHandle;
 use bdev::device::DataDeviceRef;
 use bdev::errno::Errno;
-use bdev::thin::{PoolError, Thin, ThinDev};
+use bdev::thin::PoolError;
 use rpc::RpcError;
+use rpc::dispatch::Answer;
 use rpc::params::ThinActivate;
-use spdk::base::{self, BaseChannel, Descriptor, Event, IoKind};
-use spdk::io_device::{IoChannel, IoDevice};
+use serde_json::json;
+use spdk::base::{self, Descriptor, Event, IoKind};
+use spdk::io_device::IoChannel;
 use spdk::vbdev::{BdevIo, Destructed, Driver, Params, Vbdev};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -62,6 +66,21 @@ impl Registry {
         let info = open.data.info();
         let shared = open.pool.shared();
         let boundary = u32::try_from(shared.logical_per_block()).unwrap_or(0);
+        let params = ThinActivate {
+            bdev_name: Some(name.clone()),
+            create: false,
+            wait: true,
+            ..params.clone()
+        };
+        let way = Way {
+            dev: dev.clone(),
+            channels: open.channels.clone(),
+            params: params.clone(),
+        };
+        let Some(gate) = Gate::new(&name, way, origin) else {
+            let _ = open.pool.deactivate(params.id).await;
+            return Err(RpcError::new(Errno::ENOMEM, "out of memory"));
+        };
         let registered = Vbdev::register(
             &Params {
                 name: name.clone(),
@@ -74,15 +93,7 @@ impl Registry {
                 buffers_first: false,
             },
             ThinDriver {
-                dev: dev.clone(),
-                origin,
-                channels: open.channels.clone(),
-                params: ThinActivate {
-                    bdev_name: Some(name.clone()),
-                    create: false,
-                    wait: true,
-                    ..params.clone()
-                },
+                gate: gate.clone(),
                 discards: !open.pool.config().ignore_discard,
             },
         );
@@ -91,10 +102,12 @@ impl Registry {
                 self.thins.borrow_mut().insert(
                     name.clone(),
                     ThinEntry {
-                        params: params.clone(),
+                        params,
                         vbdev: Some(vbdev),
                         registered: true,
                         keep: false,
+                        gate: Some(gate),
+                        suspension: None,
                     },
                 );
                 Ok(())
@@ -162,7 +175,7 @@ impl Registry {
 
     /// Unregisters a thin bdev and waits until it is gone.
     pub async fn deactivate(&self, bdev_name: &str, keep: bool) -> Result<(), RpcError> {
-        let (vbdev, pool, id) = {
+        let (vbdev, pool, id, suspended) = {
             let mut thins = self.thins.borrow_mut();
             let Some(thin) = thins.get_mut(bdev_name) else {
                 return Err(RpcError::new(
@@ -178,8 +191,14 @@ impl Registry {
             let vbdev = thin.vbdev.take().ok_or_else(|| {
                 RpcError::new(Errno::EBUSY, format!("bdev '{bdev_name}' is being removed"))
             })?;
-            (vbdev, thin.params.pool.clone(), thin.params.id)
+            let suspended = thin.suspension.take().and(thin.gate.clone());
+            (vbdev, thin.params.pool.clone(), thin.params.id, suspended)
         };
+        if let Some(gate) = suspended {
+            // Its users could not let go of the bdev otherwise. Not sent on: who has suspended it may have the
+            // contents elsewhere by now.
+            gate.fail().await;
+        }
         if let Some(open) = self.open_pool_of(&pool) {
             open.pool.begin_deactivation(id);
         }
@@ -188,7 +207,7 @@ impl Registry {
     }
 
     /// A pool that is open, also when it is to close.
-    fn open_pool_of(&self, pool: &str) -> Option<Rc<OpenPool>> {
+    pub fn open_pool_of(&self, pool: &str) -> Option<Rc<OpenPool>> {
         let pools = self.pools.borrow();
         pools.get(pool)?.life.target().cloned()
     }
@@ -206,6 +225,8 @@ impl Registry {
             if let Some(thin) = thins.get_mut(&name) {
                 thin.registered = false;
                 thin.vbdev = None;
+                thin.gate = None;
+                thin.suspension = None;
                 if !thin.keep {
                     thins.remove(&name);
                 }
@@ -214,6 +235,28 @@ impl Registry {
         // Releases the driver, and with it the pool's channels.
         drop(done);
         self.close_idle_pools();
+    }
+
+    /// `thin_list`.
+    pub async fn list_thins(&self, pool: &str) -> Answer {
+        let open = self.open_entry(pool)?;
+        let devices = open.pool.list().await.map_err(refuse)?;
+        let thins = self.thins.borrow();
+        let of_pool = thins.iter().filter(|(_, thin)| thin.params.pool == pool);
+        let bdevs: BTreeMap<_, _> = of_pool.map(|found| (found.1.params.id, found)).collect();
+        let list = devices.into_iter().map(|(id, details)| {
+            let bdev = bdevs.get(&id);
+            json!({
+                "id": id,
+                "mapped_blocks": details.mapped_blocks,
+                "transaction_id": details.transaction_id,
+                "creation_time": details.creation_time,
+                "snapshotted_time": details.snapshotted_time,
+                "bdev_name": bdev.map(|(name, _)| name),
+                "size_sectors": bdev.and_then(|(_, thin)| thin.params.nr_sectors().ok()),
+            })
+        });
+        Ok(list.collect())
     }
 
     /// Declares a thin bdev of a pool that is not open.
@@ -225,13 +268,18 @@ impl Registry {
                 vbdev: None,
                 registered: false,
                 keep: true,
+                gate: None,
+                suspension: None,
             },
         );
     }
 }
 
 /// The owner's way to an external origin.
-fn origin_device(params: &ThinActivate, origin: &Descriptor) -> Result<DataDeviceRef, RpcError> {
+pub fn origin_device(
+    params: &ThinActivate,
+    origin: &Descriptor,
+) -> Result<DataDeviceRef, RpcError> {
     let info = origin.info();
     let refuse = |errno: Errno, what: &str| {
         RpcError::new(
@@ -257,46 +305,25 @@ fn origin_device(params: &ThinActivate, origin: &Descriptor) -> Result<DataDevic
 
 /// A thin bdev as SPDK sees it.
 struct ThinDriver {
-    dev: Arc<ThinDev>,
-    origin: Option<Descriptor>,
-    channels: Arc<IoDevice<PoolChannel>>,
-    params: ThinActivate,
+    gate: Arc<Gate>,
     discards: bool,
 }
 
-/// A thin bdev's channel: the pool's of this core.
-pub struct ThinChannel {
-    dev: VolumeHandle<Thin>,
-    origin: Option<BaseChannel>,
-    pool: IoChannel<PoolChannel>,
-}
-
 impl Driver for ThinDriver {
-    type Channel = ThinChannel;
+    type Channel = IoChannel<Side>;
 
-    fn create_channel(&self) -> Option<ThinChannel> {
-        Some(ThinChannel {
-            dev: Rc::new(self.dev.clone()),
-            origin: match &self.origin {
-                Some(origin) => Some(origin.channel()?),
-                None => None,
-            },
-            pool: self.channels.channel()?,
-        })
+    fn create_channel(&self) -> Option<IoChannel<Side>> {
+        self.gate.side()
     }
 
     #[inline]
-    fn submit(channel: &ThinChannel, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
-        if let Some(origin) = &channel.origin {
-            io.set_other(origin, origin.descriptor());
-        }
-        let dev = &channel.dev;
-        channel.pool.submit(dev, io, kind, offset, nr_blocks);
+    fn submit(side: &IoChannel<Side>, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
+        side.submit(io, kind, offset, nr_blocks);
     }
 
     #[inline]
-    fn forwarded(channel: &ThinChannel, io: BdevIo, ticket: u64, ok: bool) {
-        channel.pool.forwarded(io, ticket, ok);
+    fn forwarded(side: &IoChannel<Side>, io: BdevIo, ticket: u64, ok: bool) {
+        side.forwarded(io, ticket, ok);
     }
 
     fn io_kinds(&self) -> u32 {
@@ -309,9 +336,8 @@ impl Driver for ThinDriver {
     }
 
     fn destruct(&self, done: Destructed) {
-        let params = self.params.clone();
-        match registry() {
-            Some(registry) => {
+        match registry().zip(self.gate.end()) {
+            Some((registry, params)) => {
                 spdk::executor::spawn(registry.destructed(params, done));
             }
             None => drop(done),
@@ -319,11 +345,13 @@ impl Driver for ThinDriver {
     }
 
     fn info(&self) -> (&'static str, String) {
-        let info = serde_json::json!({ "pool": self.params.pool, "id": self.params.id });
-        ("thin", info.to_string())
+        let params = self.gate.params();
+        let info = params.map(|params| json!({ "pool": params.pool, "id": params.id }));
+        ("thin", info.unwrap_or_default().to_string())
     }
 
     fn config(&self) -> String {
-        call("thin_activate", &self.params)
+        let params = self.gate.params();
+        params.map_or_else(String::new, |params| call("thin_activate", &params))
     }
 }

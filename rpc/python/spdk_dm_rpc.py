@@ -74,7 +74,8 @@ def spdk_rpc_plugin_initialize(subparsers):
 
     p = subparsers.add_parser('thin_deactivate', help='Remove a thin bdev; the thin device stays in its pool', description='Remove a thin bdev; the thin device stays in its pool')
     p.add_argument('bdev_name', help='Name of the thin bdev')
-    p.set_defaults(func=lambda args: _call(args, 'thin_deactivate', ['bdev_name']))
+    p.add_argument('--suspension', dest='suspension', help='Only if it is still suspended: what thin_suspend has answered; what waits fails', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_deactivate', ['bdev_name', 'suspension']))
 
     p = subparsers.add_parser('thin_list', help='List the thin devices of a pool', description='List the thin devices of a pool')
     p.add_argument('pool', help='Name of the pool')
@@ -175,6 +176,22 @@ def spdk_rpc_plugin_initialize(subparsers):
     p = subparsers.add_parser('linear_delete', help='Remove a linear bdev; what is on its bdevs stays', description='Remove a linear bdev; what is on its bdevs stays')
     p.add_argument('name', help='Name of the bdev')
     p.set_defaults(func=lambda args: _call(args, 'linear_delete', ['name']))
+
+    p = subparsers.add_parser('thin_suspend', help='Let new I/O of a thin bdev wait, when what is under way is over; shows the number of the suspension', description='Let new I/O of a thin bdev wait, when what is under way is over; shows the number of the suspension')
+    p.add_argument('bdev_name', help='Name of the thin bdev')
+    p.add_argument('--timeout-ms', dest='timeout_ms', help='When it goes on by itself, in ms (default 5000)', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_suspend', ['bdev_name', 'timeout_ms']))
+
+    p = subparsers.add_parser('thin_resume', help='Let a suspended thin bdev go on', description='Let a suspended thin bdev go on')
+    p.add_argument('bdev_name', help='Name of the thin bdev')
+    p.set_defaults(func=lambda args: _call(args, 'thin_resume', ['bdev_name']))
+
+    p = subparsers.add_parser('thin_switch', help='Let a suspended thin bdev be that of another thin device from now on, with all who have it open, and go on; that the contents are the same is the caller\'s affair', description='Let a suspended thin bdev be that of another thin device from now on, with all who have it open, and go on; that the contents are the same is the caller\'s affair')
+    p.add_argument('bdev_name', help='Name of the thin bdev')
+    p.add_argument('pool', help='Name of the pool')
+    p.add_argument('id', help='Id of the thin device, 0 to 16777215', type=int)
+    p.add_argument('suspension', help='What thin_suspend has answered', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'thin_switch', ['bdev_name', 'pool', 'id', 'suspension']))
 
     p = subparsers.add_parser('era_create', help='Record on a metadata bdev in which era each block of an origin bdev is written, and make the origin available as a bdev of this name; a metadata bdev that begins with 4096 zero bytes is formatted', description='Record on a metadata bdev in which era each block of an origin bdev is written, and make the origin available as a bdev of this name; a metadata bdev that begins with 4096 zero bytes is formatted')
     p.add_argument('name', help='Name of the era target')

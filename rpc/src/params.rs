@@ -7,6 +7,7 @@ mod metadata_snap;
 mod nbd;
 mod ploop;
 mod snapshot;
+mod switching;
 
 pub use era::{EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince};
 pub use external_merge::{ThinDevice, ThinMergeExternal};
@@ -26,6 +27,8 @@ pub use ploop::{
 pub use snapshot::{
     SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus,
 };
+
+pub use switching::{ThinResume, ThinSuspend, ThinSwitch};
 
 use crate::RpcError;
 use serde::{Deserialize, Serialize};
@@ -259,6 +262,9 @@ impl ThinActivate {
 pub struct ThinDeactivate {
     /// Name of the thin bdev.
     pub bdev_name: String,
+    /// Only while it is suspended, and this is what `thin_suspend` has answered.
+    #[serde(default)]
+    pub suspension: Option<u64>,
 }
 
 /// `thin_list`.
@@ -439,6 +445,7 @@ nothing_to_validate!(
     ThinPoolStatus,
     ThinDeactivate,
     ThinList,
+    ThinResume,
     ThinSetTransactionId,
     EraStatus
 );

@@ -7,6 +7,7 @@ mod linear;
 mod nbd;
 mod ploop;
 mod snapshot;
+mod switching;
 
 use serde::Serialize;
 
@@ -84,10 +85,11 @@ const FILE: Parameter = optional(
     "Write XML to this new file, given with its full path, on the machine of the target",
 );
 
-const PARTS: [&[Method]; 7] = [
+const PARTS: [&[Method]; 8] = [
     OWN,
     &external_merge::METHODS,
     &linear::METHODS,
+    &switching::METHODS,
     &era::METHODS,
     &snapshot::METHODS,
     &ploop::METHODS,
@@ -262,7 +264,14 @@ const OWN: &[Method] = &[
     Method {
         name: "thin_deactivate",
         help: "Remove a thin bdev; the thin device stays in its pool",
-        parameters: &[required("bdev_name", Kind::String, "Name of the thin bdev")],
+        parameters: &[
+            required("bdev_name", Kind::String, "Name of the thin bdev"),
+            optional(
+                "suspension",
+                Kind::Unsigned,
+                "Only if it is still suspended: what thin_suspend has answered; what waits fails",
+            ),
+        ],
     },
     Method {
         name: "thin_list",

@@ -250,6 +250,18 @@ impl Pool {
         Ok(dev)
     }
 
+    /// Completes when all I/O that was mapped before, of any device, is over.
+    pub async fn wait_for_mapped(&self) {
+        self.channels.barrier().await;
+    }
+
+    /// Makes durable what was acknowledged, of all devices.
+    pub async fn make_durable(&self) -> Result<(), PoolError> {
+        self.check_open()?;
+        self.writable()?;
+        self.commit().await.map_err(|errno| self.data_error(errno))
+    }
+
     /// To be called when a device's bdev begins to go: writes that wait for data space fail, and later
     /// ones do not wait. Its users could not let go of the bdev otherwise.
     pub fn begin_deactivation(&self, id: u32) {
