@@ -79,20 +79,18 @@ fn pieces(extents: &[Extent], next_block: u64) -> impl Iterator<Item = Extent> +
     })
 }
 
-/// Reads with many requests under way, and writes in order, to the end of the stream. `advance` hears of
-/// each number of blocks that was written, and can end it by an error.
-pub fn copy<S: Read + Write, W: Write>(
+/// Reads with many requests under way, and hands out the pieces in order.
+pub fn read_pieces<S: Read + Write>(
     data: &mut Client<S>,
-    mut writer: Writer<W>,
     what: &What<'_>,
     limit: &Limit,
-    advance: &mut dyn FnMut(u64) -> io::Result<()>,
-) -> Result<(W, End), CopyError> {
+    take: &mut dyn FnMut(Piece) -> io::Result<()>,
+) -> Result<(), CopyError> {
     let mut to_read = pieces(what.extents, what.next_block).peekable();
-    // By first block: what was asked for and is not written yet.
+    // By first block: what was asked for and is not handed out yet.
     let mut waiting: BTreeMap<u64, (Extent, Option<Vec<u8>>)> = BTreeMap::new();
     let mut asked: HashMap<u64, u64> = HashMap::new();
-    let (mut read_bytes, mut flushed_bytes) = (0, 0);
+    let mut read_bytes = 0;
     loop {
         while waiting.len() < MAX_DEPTH {
             let Some(extent) = to_read.next() else { break };
@@ -128,15 +126,10 @@ pub fn copy<S: Read + Write, W: Write>(
                     count: extent.count,
                 },
             };
-            writer.piece(&piece).map_err(CopyError::Write)?;
-            if read_bytes - flushed_bytes >= FLUSH_BYTES {
-                flushed_bytes = read_bytes;
-                writer.flush().map_err(CopyError::Write)?;
-            }
-            advance(extent.count).map_err(CopyError::Write)?;
+            take(piece).map_err(CopyError::Write)?;
         }
         if waiting.is_empty() && to_read.peek().is_none() {
-            return writer.end().map_err(CopyError::Write);
+            return Ok(());
         }
         if data.under_way() > 0 {
             let answer = data.receive().map_err(CopyError::Read)?;
@@ -149,4 +142,32 @@ pub fn copy<S: Read + Write, W: Write>(
             }
         }
     }
+}
+
+/// Reads into a stream, to its end. `advance` hears of each number of blocks that was written, and can end it
+/// by an error.
+pub fn copy<S: Read + Write, W: Write>(
+    data: &mut Client<S>,
+    mut writer: Writer<W>,
+    what: &What<'_>,
+    limit: &Limit,
+    advance: &mut dyn FnMut(u64) -> io::Result<()>,
+) -> Result<(W, End), CopyError> {
+    let mut unflushed_bytes = 0;
+    read_pieces(data, what, limit, &mut |piece| {
+        let blocks = match &piece {
+            Piece::Data { contents, .. } => {
+                unflushed_bytes += contents.len() as u64;
+                contents.len() as u64 / BLOCK_BYTES
+            }
+            Piece::Unmapped { count, .. } => *count,
+        };
+        writer.piece(&piece)?;
+        if unflushed_bytes >= FLUSH_BYTES {
+            unflushed_bytes = 0;
+            writer.flush()?;
+        }
+        advance(blocks)
+    })?;
+    writer.end().map_err(CopyError::Write)
 }

@@ -151,25 +151,63 @@ impl<'a> Pool<'a> {
         since: Option<u64>,
         size_bytes: u64,
     ) -> Result<Vec<Extent>, CliError> {
-        let block = self.data_block_bytes()?;
+        self.with_metadata_snap(|pool| pool.extents_held(snapshot, since, size_bytes))
+    }
+
+    /// Does `work` while there is a metadata snapshot, as it is now.
+    pub fn with_metadata_snap<R>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<R, CliError>,
+    ) -> Result<R, CliError> {
         self.call("thin_reserve_metadata_snap", json!({})).map_err(|error| match error {
             CliError::Rpc(RpcError::Refused { message, .. }) => CliError::Usage(format!(
-                "{message}: a backup needs the pool's metadata snapshot for a moment; thin_release_metadata_snap the one that is held"
+                "{message}: the pool's metadata snapshot is needed for a moment; thin_release_metadata_snap the one that is held"
             )),
             error => error,
         })?;
+        let found = work(self);
+        self.release_metadata_snap()?;
+        found
+    }
+
+    /// Lets a metadata snapshot go.
+    pub fn release_metadata_snap(&mut self) -> Result<(), CliError> {
+        self.call("thin_release_metadata_snap", json!({})).map(drop)
+    }
+
+    /// [`Pool::extents`], while there is a metadata snapshot.
+    pub fn extents_held(
+        &mut self,
+        snapshot: u64,
+        since: Option<u64>,
+        size_bytes: u64,
+    ) -> Result<Vec<Extent>, CliError> {
+        let block = self.data_block_bytes()?;
         let found = match since {
             Some(since) => self.differences(since, snapshot),
             None => self.mappings(snapshot),
         };
-        self.call("thin_release_metadata_snap", json!({}))?;
         Ok(in_blocks(found?, block, size_bytes))
     }
 
+    /// Whether two devices share a block, while there is a metadata snapshot.
+    pub fn share(&mut self, one: u64, other: u64) -> Result<bool, CliError> {
+        let params = json!({ "left_id": one, "right_id": other, "limit": PAGE });
+        let shared = self.pages("thin_delta", params, "differences", |run| {
+            let relation = run["relation"].as_str()?;
+            Some(matches!(relation, "same" | "identical").then_some(()))
+        })?;
+        Ok(!shared.is_empty())
+    }
+
+    /// Its state, as `thin_pool_status` has it.
+    pub fn status(&mut self) -> Result<Value, CliError> {
+        let name = json!({ "name": self.name });
+        Ok(self.client.call("thin_pool_status", name)?)
+    }
+
     fn data_block_bytes(&mut self) -> Result<u64, CliError> {
-        let status = self
-            .client
-            .call("thin_pool_status", json!({ "name": self.name }))?;
+        let status = self.status()?;
         let sectors = status["data_block_size_sectors"].as_u64();
         sectors
             .map(|sectors| sectors * 512)
