@@ -16,6 +16,7 @@ mod file;
 pub mod lvm;
 mod manual;
 mod metrics;
+mod migrate;
 mod new_metadata;
 mod output;
 mod ploop;
@@ -70,6 +71,8 @@ enum Command {
     /// Thin devices of a running target, kept as snapshots in another target's pool
     #[command(subcommand)]
     Replicate(replicate::Verb),
+    /// Move thin devices of a running target to another pool, while they are in use
+    Migrate(migrate::MigrateArgs),
     /// Devices of a running target
     #[command(flatten)]
     Dm(dm::Verb),
@@ -107,6 +110,7 @@ pub fn main() -> ExitCode {
         Command::Backup(verb) => verb.run(cli.global),
         Command::Import(verb) => verb.run(cli.global),
         Command::Replicate(verb) => verb.run(cli.global),
+        Command::Migrate(args) => args.run(cli.global),
         Command::Dm(verb) => verb.run(cli.global),
         Command::Metrics(args) => args.run(cli.global),
         Command::Top(args) => args.run(),

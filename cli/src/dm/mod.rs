@@ -77,8 +77,13 @@ impl Server {
 
     /// Connects to it.
     pub fn connect(&self) -> Result<RpcClient, CliError> {
+        self.connect_to(&self.socket)
+    }
+
+    /// Connects to another target, of which the same is expected.
+    pub fn connect_to(&self, socket: &Path) -> Result<RpcClient, CliError> {
         let limit = Duration::from_secs(self.timeout);
-        Ok(RpcClient::connect(&self.socket, limit)?)
+        Ok(RpcClient::connect(socket, limit)?)
     }
 }
 
