@@ -5,6 +5,7 @@
 //! time is over, so that a bdev does not wait for somebody who was killed; its number says whether it is still the
 //! same one.
 
+use crate::backend::in_pool;
 use crate::gate::{Gate, Way};
 use crate::registry::{OpenPool, Registry, ThinEntry};
 use crate::thins::origin_device;
@@ -214,6 +215,9 @@ impl Registry {
         let open = self.open_entry(&params.pool)?;
         let from = self.open_entry(&old.pool)?;
         alike(name, &from, &open, gate.origin.is_some())?;
+        from.pool
+            .check_no_external_merge(old.id)
+            .map_err(in_pool(&old.pool))?;
         let new = ThinActivate {
             pool: params.pool.clone(),
             id: params.id,
