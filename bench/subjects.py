@@ -14,6 +14,8 @@ ERA_MIB = 8192
 # Of memory, so no larger than hugepages allow.
 MEMORY_MIB = 2048
 CLUSTER_BYTES = 65536
+# What is written and its copies have room in memory.
+COPIED_MIB = 960
 # All clusters of 1 MiB are written to within a moment.
 PLOOP_MIB = 64
 
@@ -108,8 +110,8 @@ def thin_with_snapshot(folder: Path):
     return methods + [method('thin_snapshot', pool='pool', id=2, origin_id=1)], bdev
 
 
-def lvol_with_snapshot():
-    methods, bdev = lvol(thin=False)
+def lvol_with_snapshot(mib=MEMORY_MIB * 7 // 8):
+    methods, bdev = lvol(thin=False, mib=mib)
     return methods + [method('bdev_lvol_snapshot', lvol_name='lvs/x', snapshot_name='s')], bdev
 
 
@@ -135,6 +137,12 @@ def snapshot_read(mib=MEMORY_MIB * 7 // 8):
 def origin_to_snapshot(mib=MEMORY_MIB // 2):
     """An origin, of which snapshots are made by RPC."""
     return origin(malloc(mib=mib), malloc('cow', mib + 64), method('bdev_get_bdevs', name='x'))
+
+
+def origin_with_snapshot(mib=MEMORY_MIB // 2):
+    """An origin on malloc, and a snapshot of it with chunks of 64 KiB that has room for all."""
+    methods, bdev = origin_to_snapshot(mib)
+    return methods + [method('snapshot_create', name='s', origin='x', cow_bdev='cow', chunk_size_sectors=128)], bdev
 
 
 def ploop_chain(nr_lower):
@@ -164,6 +172,9 @@ MAPPED = {
     'lvol with a snapshot on malloc': lambda folder: lvol_with_snapshot(),
     'snapshot of an lvol on malloc': lambda folder: (lvol_with_snapshot()[0], 'lvs/s'),
     'thin with a snapshot on malloc': thin_with_snapshot,
+    'passthru on malloc, 960 MiB': lambda folder: passthru(malloc(mib=COPIED_MIB)),
+    'lvol, all copied, on malloc': lambda folder: lvol_with_snapshot(COPIED_MIB),
+    'origin, all copied, on malloc': lambda folder: origin_with_snapshot(COPIED_MIB),
     'passthru on null, 8 GiB': lambda folder: passthru(null(ERA_MIB)),
     'origin on null, no snapshot': lambda folder: origin(null(ERA_MIB)),
     'origin on null, all copied': lambda folder: origin_copied(),

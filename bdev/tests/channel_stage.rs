@@ -225,7 +225,7 @@ fn parked_of_a_volume() {
         to_channel.unbounded_send(message).unwrap();
         lab.pool.run_until_stalled();
     };
-    let places = vec![(deferred.parked, 7)];
+    let places = vec![(deferred.parked, 0)];
     send(&mut lab, ToChannel::Forward(BaseId(0), places, report));
     assert_eq!((lab.forwarded(), counts(&lab)), (vec![0], (1, 1)));
     let (io, ticket) = lab.seen.forwarded.borrow()[0];

@@ -21,34 +21,32 @@ pub(super) struct CommitRounds {
 impl Pool {
     /// Does most of what a commit takes in many short turns at the metadata, so that nobody waits long for
     /// the one that ends it. Who comes meanwhile waits and finds little left to do.
-    pub(super) async fn commit_ahead(&self) {
+    pub(super) async fn commit_ahead(&self) -> Result<(), Errno> {
         let _turn = self.ahead.lock().await;
         let mut turns = self.metadata.lock().await.turns_ahead();
-        if turns == 0 {
-            return;
-        }
         // Those who go on changing things are not raced for ever.
         while turns > 0 {
             let mut metadata = self.metadata.lock().await;
             if self.shared.mode().refuses_changes() {
-                return;
+                break;
             }
             match metadata.commit_ahead().await {
                 Ok(true) => turns -= 1,
                 Ok(false) => break,
-                Err(error) => return self.metadata_failed(&mut metadata, &error).await,
+                Err(error) => {
+                    self.metadata_failed(&mut metadata, &error).await;
+                    return Err(Errno::EIO);
+                }
             }
         }
-        // What the flushes of the commit have left to do is then little, too. If one fails, so will they.
-        let _ = self.flush_data().await;
-        let _ = self.metadata_device.flush().await;
+        Ok(())
     }
 
     /// Commits everything acknowledged before this call: flushes the data device, then commits the
     /// metadata. Calls that wait at the same time share one round.
     pub(super) async fn commit(&self) -> Result<(), Errno> {
         let wanted = self.rounds.started.get() + 1;
-        self.commit_ahead().await;
+        self.commit_ahead().await?;
         let mut metadata = self.metadata.lock().await;
         if self.rounds.started.get() >= wanted {
             return self.rounds.last.get().map_or(Ok(()), Err);

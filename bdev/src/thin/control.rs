@@ -40,7 +40,7 @@ impl Pool {
         }
     }
 
-    fn data_error(&self, errno: Errno) -> PoolError {
+    pub(super) fn data_error(&self, errno: Errno) -> PoolError {
         PoolError::Data {
             pool: self.config.name.clone(),
             errno,
@@ -114,7 +114,9 @@ impl Pool {
     pub async fn create_snap(&self, id: u32, origin: u32) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
-        self.commit_ahead().await;
+        self.commit_ahead()
+            .await
+            .map_err(|errno| self.data_error(errno))?;
         let mut metadata = self.metadata.lock().await;
         self.check_open()?;
         self.writable()?;
@@ -161,7 +163,9 @@ impl Pool {
     pub async fn reserve_metadata_snap(&self) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
-        self.commit_ahead().await;
+        self.commit_ahead()
+            .await
+            .map_err(|errno| self.data_error(errno))?;
         let mut metadata = self.metadata.lock().await;
         self.make_ready_by_commit(&mut metadata).await?;
         let result = metadata.reserve_metadata_snap().await;

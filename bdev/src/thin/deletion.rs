@@ -67,7 +67,9 @@ impl Pool {
             self.runtime.sleep(PAUSE).await;
             let many = self.freed.borrow().len() >= FREED_PER_COMMIT;
             if many {
-                self.commit_ahead().await;
+                self.commit_ahead()
+                    .await
+                    .map_err(|errno| self.data_error(errno))?;
             }
             metadata = self.metadata.lock().await;
             self.check_open()?;

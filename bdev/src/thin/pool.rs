@@ -116,7 +116,6 @@ pub struct Pool {
     pub(super) data: DataDeviceRef,
     pub(super) shared: Arc<PoolShared>,
     pub(super) metadata: Mutex<ThinMetadata>,
-    pub(super) metadata_device: Rc<dyn BlockDevice>,
     /// Held by who does the work of a commit ahead of it.
     pub(super) ahead: Mutex<()>,
     pub(super) channels: Channels,
@@ -187,7 +186,7 @@ impl Pool {
             may_format: !config.read_only,
             read_only: config.read_only,
         };
-        let mut metadata = ThinMetadata::open(metadata_device.clone(), options).await?;
+        let mut metadata = ThinMetadata::open(metadata_device, options).await?;
         let needs_check = metadata.needs_check();
         if nr_data_blocks < metadata.nr_data_blocks() {
             return Err(invalid(format!(
@@ -235,7 +234,6 @@ impl Pool {
             data,
             shared,
             metadata: Mutex::new(metadata),
-            metadata_device,
             ahead: Mutex::default(),
             channels: Channels::default(),
             locks: BlockLocks::default(),
