@@ -110,8 +110,8 @@ def thin_with_snapshot(folder: Path):
     return methods + [method('thin_snapshot', pool='pool', id=2, origin_id=1)], bdev
 
 
-def lvol_with_snapshot(mib=MEMORY_MIB * 7 // 8):
-    methods, bdev = lvol(thin=False, mib=mib)
+def lvol_with_snapshot():
+    methods, bdev = lvol(thin=False)
     return methods + [method('bdev_lvol_snapshot', lvol_name='lvs/x', snapshot_name='s')], bdev
 
 
@@ -173,7 +173,6 @@ MAPPED = {
     'snapshot of an lvol on malloc': lambda folder: (lvol_with_snapshot()[0], 'lvs/s'),
     'thin with a snapshot on malloc': thin_with_snapshot,
     'passthru on malloc, 960 MiB': lambda folder: passthru(malloc(mib=COPIED_MIB)),
-    'lvol, all copied, on malloc': lambda folder: lvol_with_snapshot(COPIED_MIB),
     'origin, all copied, on malloc': lambda folder: origin_with_snapshot(COPIED_MIB),
     'passthru on null, 8 GiB': lambda folder: passthru(null(ERA_MIB)),
     'origin on null, no snapshot': lambda folder: origin(null(ERA_MIB)),
