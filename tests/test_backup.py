@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from harness.guest import contents, random_writes, write
 from harness.pool import aio, host_of, pool_on_files, random_file, wait_for
 from harness.process import program
 
@@ -49,40 +50,12 @@ def thin_with_backup(lab):
     return target
 
 
-def contents(lab, target, bdev):
-    """All of a bdev, read by QEMU."""
-    path, copy = lab.folder / 'read.nbd', lab.folder / 'read'
-    uri = target.rpc.call('nbd_export_create', bdev_name=bdev, path=str(path))
-    subprocess.run(['timeout', '60', 'qemu-img', 'convert', '-f', 'raw', '-O', 'raw', uri, copy], check=True)
-    target.rpc.call('nbd_export_delete', path=str(path))
-    return copy.read_bytes()
-
-
-def write(lab, target, *commands):
-    """qemu-io commands on 'thin'."""
-    path = lab.folder / 'write.nbd'
-    uri = target.rpc.call('nbd_export_create', bdev_name='thin', path=str(path), writable=True)
-    words = [word for command in commands for word in ('-c', command)]
-    subprocess.run(['timeout', '60', 'qemu-io', '-f', 'raw', *words, uri], check=True, capture_output=True)
-    target.rpc.call('nbd_export_delete', path=str(path))
-
-
-def random_writes(rng, count):
-    """qemu-io commands: writes and discards of whole and part blocks."""
-    for _ in range(count):
-        at, length = rng.randrange(0, SIZE_MIB * 16 - 16) * 64, rng.randrange(1, 8) * 64
-        if rng.random() < 0.3:
-            yield f'discard {at}k {length}k'
-        else:
-            yield f'write -P {rng.randrange(1, 256)} {at + rng.randrange(0, 60)}k {length}k'
-
-
 def test_chain(lab, thin):
     """A full backup and three made since give each state back, byte for byte: into a new thin device, a file
     and a bdev that held something else. Only what has changed is in them, and the pool keeps one snapshot."""
     rng = random.Random(1)
     backup, rpc = thin.backup, thin.rpc
-    write(lab, thin, *random_writes(rng, 30))
+    write(lab.folder, thin.rpc, 'thin', *random_writes(rng, SIZE_MIB, 30))
     states, files = [], []
     for i in range(4):
         files.append(lab.folder / f'{i}.backup')
@@ -90,8 +63,8 @@ def test_chain(lab, thin):
             backup('full', 'pool', 1, '-o', files[0])
         else:
             backup('incr', 'pool', 1, '--since', files[-2], '-o', files[-1])
-        states.append(contents(lab, thin, 'thin'))
-        write(lab, thin, *random_writes(rng, 10))
+        states.append(contents(lab.folder, thin.rpc, 'thin'))
+        write(lab.folder, thin.rpc, 'thin', *random_writes(rng, SIZE_MIB, 10))
     assert len(rpc.call('thin_list', pool='pool')) == 2
     backup('verify', *files)
     listed = json.loads(backup('list', lab.folder, '--json'))
@@ -102,10 +75,10 @@ def test_chain(lab, thin):
         assert whole.read_bytes() == state
     backup('restore', *files, '--pool', 'pool', '--id', 7)
     rpc.call('thin_activate', pool='pool', id=7, bdev_name='again', size_mib=SIZE_MIB)
-    assert contents(lab, thin, 'again') == states[-1]
+    assert contents(lab.folder, thin.rpc, 'again') == states[-1]
     aio(thin, 'other', random_file(lab.folder / 'other', SIZE_MIB + 1))
     backup('restore', *files, '--bdev', 'other')
-    assert contents(lab, thin, 'other') == states[-1] + bytes(MIB)
+    assert contents(lab.folder, thin.rpc, 'other') == states[-1] + bytes(MIB)
     # What is mapped in the copy is what is mapped in the last snapshot: holes stay holes.
     mapped = {entry['id']: entry['mapped_blocks'] for entry in rpc.call('thin_list', pool='pool')}
     last = max(mapped)
@@ -114,10 +87,10 @@ def test_chain(lab, thin):
 
 def test_only_changes_are_moved(lab, thin):
     """What an incremental backup reads is what has changed, within 5 %."""
-    write(lab, thin, 'write -P 1 0 64M')
+    write(lab.folder, thin.rpc, 'thin', 'write -P 1 0 64M')
     thin.backup('full', 'pool', 1, '-o', lab.folder / 'full')
     changed = random.Random(2).sample(range(SIZE_MIB * 16), 200)
-    write(lab, thin, *(f'write -P 2 {at * 64 + 4}k 4k' for at in changed))
+    write(lab.folder, thin.rpc, 'thin', *(f'write -P 2 {at * 64 + 4}k 4k' for at in changed))
     before = thin.rpc.call('bdev_get_iostat', name='data')['bdevs'][0]['bytes_read']
     thin.backup('incr', 'pool', 1, '--since', lab.folder / 'full', '-o', lab.folder / 'incr')
     read = thin.rpc.call('bdev_get_iostat', name='data')['bdevs'][0]['bytes_read'] - before
@@ -150,7 +123,7 @@ def test_under_load(lab, thin):
         # The snapshot is what the backup is of, and nobody writes to it.
         snapshot, = [entry['id'] for entry in thin.rpc.call('thin_list', pool='pool') if entry['id'] != 1]
         thin.rpc.call('thin_activate', pool='pool', id=snapshot, bdev_name='moment', size_mib=SIZE_MIB)
-        moment = contents(lab, thin, 'moment')
+        moment = contents(lab.folder, thin.rpc, 'moment')
         thin.rpc.call('thin_deactivate', bdev_name='moment')
         backup('restore', *files, '--file', lab.folder / f'{i}.raw')
         assert (lab.folder / f'{i}.raw').read_bytes() == moment
@@ -162,7 +135,7 @@ def test_under_load(lab, thin):
 def test_cut_off_and_resumed(lab, thin):
     """A backup that was killed goes on where it was, and ends as the same backup; what is not a beginning of
     it is refused and stays as it is."""
-    write(lab, thin, *(f'write -P {i + 1} {i}M 1M' for i in range(SIZE_MIB)))
+    write(lab.folder, thin.rpc, 'thin', *(f'write -P {i + 1} {i}M 1M' for i in range(SIZE_MIB)))
     out = lab.folder / 'full'
     command = [program('spdk-dm'), 'backup', 'full', 'pool', '1', '-o', out, '--limit-mib', '8', '--socket',
                thin.backup.socket]
@@ -173,8 +146,8 @@ def test_cut_off_and_resumed(lab, thin):
     running.wait()
     assert 'not complete' in thin.backup.refused('verify', out)
     assert 'not complete' in thin.backup.refused('restore', out, '--file', lab.folder / 'raw')
-    state = contents(lab, thin, 'thin')
-    write(lab, thin, 'write -P 99 0 64M')
+    state = contents(lab.folder, thin.rpc, 'thin')
+    write(lab.folder, thin.rpc, 'thin', 'write -P 99 0 64M')
     assert 'already' in thin.backup.refused('full', 'pool', 1, '-o', out)
     thin.backup('full', 'pool', 1, '-o', out, '--resume')
     thin.backup('restore', out, '--file', lab.folder / 'raw')
@@ -185,7 +158,7 @@ def test_cut_off_and_resumed(lab, thin):
 def test_refusals(lab, thin):
     """What cannot be done is said, with the remedy; nothing is left behind or overwritten."""
     backup, rpc = thin.backup, thin.rpc
-    write(lab, thin, 'write -P 1 0 8M')
+    write(lab.folder, thin.rpc, 'thin', 'write -P 1 0 8M')
     full, incr = lab.folder / 'full', lab.folder / 'incr'
     backup('full', 'pool', 1, '-o', full)
     backup('incr', 'pool', 1, '--since', full, '-o', incr, '--keep')

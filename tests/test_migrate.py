@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import thin_check
+from harness import guest, thin_check
 from harness.load import Load
 from harness.pool import aio, host_of, random_file, wait_for
 from harness.process import program
@@ -71,19 +71,11 @@ def target_with_pools(lab):
 
 def write(lab, target, *commands, bdev='thin'):
     """qemu-io commands."""
-    path = lab.folder / 'write.nbd'
-    uri = target.rpc.call('nbd_export_create', bdev_name=bdev, path=str(path), writable=True)
-    words = [word for command in commands for word in ('-c', command)]
-    subprocess.run(['timeout', '60', 'qemu-io', '-f', 'raw', *words, uri], check=True, capture_output=True)
-    target.rpc.call('nbd_export_delete', path=str(path))
+    guest.write(lab.folder, target.rpc, bdev, *commands)
 
 
 def contents(lab, target, bdev):
-    path, copy = lab.folder / 'read.nbd', lab.folder / 'read'
-    uri = target.rpc.call('nbd_export_create', bdev_name=bdev, path=str(path))
-    subprocess.run(['timeout', '60', 'qemu-img', 'convert', '-f', 'raw', '-O', 'raw', uri, copy], check=True)
-    target.rpc.call('nbd_export_delete', path=str(path))
-    return copy.read_bytes()
+    return guest.contents(lab.folder, target.rpc, bdev)
 
 
 def contents_of(lab, target, pool, number):

@@ -11,35 +11,20 @@ from pathlib import Path
 import pytest
 
 from conftest import Lab
+from harness.guest import random_writes
 from harness.pool import host_of, wait_for
-from harness.process import end_all, program
+from harness.process import program
 from harness.proxy import Proxy
-from harness.replication import BLOCK, HANG_SECONDS, SIZE_MIB, Pair
+from harness.replication import BLOCK, HANG_SECONDS, SIZE_MIB, pair_of_targets
 from harness.target import ADDRESS, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(name='pair', scope='module')
-def pair_of_targets(tmp_path_factory):
-    pair = None
-    try:
-        pair = Pair(Lab(tmp_path_factory.mktemp('pair')), with_drive=False)
+def shared_pair(tmp_path_factory):
+    with pair_of_targets(Lab(tmp_path_factory.mktemp('pair'))) as pair:
         yield pair
-    finally:
-        if pair is not None:
-            pair.proxy.close()
-        end_all()
-
-
-def random_writes(rng, count):
-    """qemu-io commands: writes and discards of whole and part blocks."""
-    for _ in range(count):
-        at, length = rng.randrange(0, SIZE_MIB * 16 - 16) * 64, rng.randrange(1, 8) * 64
-        if rng.random() < 0.3:
-            yield f'discard {at}k {length}k'
-        else:
-            yield f'write -P {rng.randrange(1, 256)} {at + rng.randrange(0, 60)}k {length}k'
 
 
 def test_chain(pair):
@@ -50,10 +35,10 @@ def test_chain(pair):
     before = source.ids(), replica.ids()
     chain = None
     for _ in range(3):
-        source.write(bdev, *random_writes(rng, 20))
+        source.write(bdev, *random_writes(rng, SIZE_MIB, 20))
         pair.once(1)
         state = source.contents(bdev)
-        source.write(bdev, *random_writes(rng, 5))
+        source.write(bdev, *random_writes(rng, SIZE_MIB, 5))
         chain = pair.check(1)
         assert replica.newest(chain)[1] == state
     assert replica.status(chain)['newest']['number'] == 3

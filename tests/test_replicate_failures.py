@@ -5,8 +5,7 @@ import pytest
 
 from conftest import Lab
 from harness.pool import wait_for
-from harness.process import end_all
-from harness.replication import MIB, SIZE_MIB, Pair
+from harness.replication import MIB, SIZE_MIB, pair_of_targets
 
 
 # So much has to come where all are killed.
@@ -14,15 +13,9 @@ KILLED_MIB = 32
 
 
 @pytest.fixture(name='pair', scope='module')
-def pair_of_targets(tmp_path_factory):
-    pair = None
-    try:
-        pair = Pair(Lab(tmp_path_factory.mktemp('pair')), with_drive=False)
+def shared_pair(tmp_path_factory):
+    with pair_of_targets(Lab(tmp_path_factory.mktemp('pair'))) as pair:
         yield pair
-    finally:
-        if pair is not None:
-            pair.proxy.close()
-        end_all()
 
 
 def test_cut_and_resumed(pair):

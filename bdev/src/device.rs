@@ -40,8 +40,7 @@ pub trait DataDevice {
         to_sectors: u64,
         len_sectors: u64,
     ) -> Result<(), Errno> {
-        let contents = self.read(from_sectors, len_sectors).await?;
-        self.write(to_sectors, contents).await
+        copy_by_reading(self, from_sectors, to_sectors, len_sectors).await
     }
 
     /// Tells the device that a range is no longer needed.
@@ -57,8 +56,19 @@ pub type Contents = Box<dyn Any>;
 /// Copies go in pieces of this size, to bound memory.
 const PIECE_SECTORS: u64 = 2048;
 
-/// The pieces of a range: where they begin in it and how long they are.
-fn pieces(len_sectors: u64) -> impl Iterator<Item = (u64, u64)> {
+/// What [`DataDevice::copy_within`] is where a device has nothing better.
+pub async fn copy_by_reading<D: DataDevice + ?Sized>(
+    device: &D,
+    from_sectors: u64,
+    to_sectors: u64,
+    len_sectors: u64,
+) -> Result<(), Errno> {
+    let contents = device.read(from_sectors, len_sectors).await?;
+    device.write(to_sectors, contents).await
+}
+
+/// The pieces of a range: where they begin in it and how long they are, in sectors.
+pub fn pieces(len_sectors: u64) -> impl Iterator<Item = (u64, u64)> {
     let begins = (0..len_sectors).step_by(PIECE_SECTORS as usize);
     begins.map(move |at| (at, PIECE_SECTORS.min(len_sectors - at)))
 }

@@ -1,16 +1,13 @@
 //! The owner's slow-path access to base bdevs, as the traits of `bdev` and `persistent-data`.
 
 use async_trait::async_trait;
-use bdev::device::{Contents, DataDevice, SECTOR_BYTES};
+use bdev::device::{Contents, DataDevice, SECTOR_BYTES, copy_by_reading, pieces};
 use bdev::errno::Errno;
 use persistent_data::device::{BLOCK_BYTES, BlockBytes, BlockDevice, DeviceError};
 use spdk::base::{BaseChannel, Info, IoKind};
 use spdk::dma::DmaBuf;
 use std::cell::RefCell;
 use std::rc::Rc;
-
-/// Zeroings go in pieces of this size, to bound memory.
-const PIECE_BYTES: u64 = 1 << 20;
 
 /// Most bytes of buffers kept for the next I/Os of their size.
 const KEPT_BYTES: usize = 8 << 20;
@@ -139,15 +136,6 @@ impl DataBdev {
         sectors * SECTOR_BYTES / u64::from(self.info.block_bytes)
     }
 
-    /// The pieces of a range: offset within it and length, in sectors.
-    fn pieces(len_sectors: u64) -> impl Iterator<Item = (u64, u64)> {
-        let piece = PIECE_BYTES / SECTOR_BYTES;
-        (0..len_sectors.div_ceil(piece)).map(move |i| {
-            let at = i * piece;
-            (at, piece.min(len_sectors - at))
-        })
-    }
-
     async fn range(&self, kind: IoKind, offset: u64, len: u64) -> Result<(), Errno> {
         self.channel
             .range(kind, self.blocks(offset), self.blocks(len))
@@ -177,7 +165,7 @@ impl DataDevice for DataBdev {
                 .range(IoKind::WriteZeroes, offset_sectors, len_sectors)
                 .await;
         }
-        for (at, len) in Self::pieces(len_sectors) {
+        for (at, len) in pieces(len_sectors) {
             let buf = DmaBuf::new((len * SECTOR_BYTES) as usize).ok_or(Errno::ENOMEM)?;
             self.channel
                 .write(buf, self.blocks(offset_sectors + at))
@@ -208,8 +196,7 @@ impl DataDevice for DataBdev {
         len_sectors: u64,
     ) -> Result<(), Errno> {
         if !self.info.copies {
-            let contents = self.read(from_sectors, len_sectors).await?;
-            return self.write(to_sectors, contents).await;
+            return copy_by_reading(self, from_sectors, to_sectors, len_sectors).await;
         }
         self.channel
             .copy(

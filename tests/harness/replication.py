@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Two targets, one of which replicates the thin devices of the other, with `spdk-dm` beside each."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 
+from . import guest
 from .pool import aio, wait_for
-from .process import launch, program
+from .process import end_all, launch, program
 from .proxy import Proxy
 from .target import ADDRESS, free_port
 
@@ -24,6 +26,9 @@ class Side:
     def __init__(self, lab, name, pool, bring_up, **options):
         self.lab, self.name, self.pool, self._bring_up, self._options = lab, name, pool, bring_up, options
         self.target = None
+        # Each side's own: both may be read at once.
+        self.folder = lab.folder / f'{name}-guest'
+        self.folder.mkdir(exist_ok=True)
         self.start()
 
     def start(self):
@@ -75,12 +80,8 @@ class Side:
         return next((report for report in found if report['device'] == device), None)
 
     def contents(self, bdev):
-        """All of a bdev, read by QEMU."""
-        path, copy = self.lab.folder / f'{self.name}.nbd', self.lab.folder / f'{self.name}.raw'
-        uri = self.rpc('nbd_export_create', bdev_name=bdev, path=str(path))
-        subprocess.run(['timeout', '60', 'qemu-img', 'convert', '-f', 'raw', '-O', 'raw', uri, copy], check=True)
-        self.rpc('nbd_export_delete', path=str(path))
-        return copy.read_bytes()
+        """All of a bdev."""
+        return guest.contents(self.folder, self.target.rpc, bdev)
 
     def newest(self, chain):
         """Contents of the newest snapshot that both sides have, by a snapshot of that."""
@@ -97,11 +98,7 @@ class Side:
 
     def write(self, bdev, *commands):
         """qemu-io commands."""
-        path = self.lab.folder / f'{self.name}.nbd'
-        uri = self.rpc('nbd_export_create', bdev_name=bdev, path=str(path), writable=True)
-        words = [word for command in commands for word in ('-c', command)]
-        subprocess.run(['timeout', '60', 'qemu-io', '-f', 'raw', *words, uri], check=True, capture_output=True)
-        self.rpc('nbd_export_delete', path=str(path))
+        guest.write(self.folder, self.target.rpc, bdev, *commands)
 
     def write_blocks(self, bdev, *blocks):
         """Writes blocks that do not compress."""
@@ -184,3 +181,16 @@ class Pair:
         ours, theirs = self.source.newest(chain), self.replica.newest(chain)
         assert ours[0] == theirs[0] and ours[1] == theirs[1], (ours[0], theirs[0])
         return chain
+
+
+@contextlib.contextmanager
+def pair_of_targets(lab):
+    """Two targets without a drive; all that runs is ended with them."""
+    pair = None
+    try:
+        pair = Pair(lab, with_drive=False)
+        yield pair
+    finally:
+        if pair is not None:
+            pair.proxy.close()
+        end_all()
