@@ -7,11 +7,12 @@
 //! I/Os that look into much memory are *staged* and mapped several at a time (module `stage`).
 
 use crate::epochs::Epochs;
+pub use crate::epochs::InFlight;
 use crate::errno::Errno;
 pub use crate::parked::Parked;
 use crate::parked::{Batch, Forwarded, ParkedIos, Slot};
 use crate::stage::Stage;
-use crate::target::{BaseId, IoKind, Map, Request, Target};
+use crate::target::{BaseId, IoKind, Map, Passage, Request, Target};
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use std::cell::{Cell, RefCell};
@@ -48,6 +49,12 @@ pub trait Host: 'static {
 
     /// Identity of an I/O, for aborts.
     fn id(&self, io: &Self::Io) -> u64;
+
+    /// Where a channel counts what it has in flight; a host that answers a forwarded I/O by itself counts it
+    /// as back there: if the epoch it entered in, half of its ticket, is the one that runs.
+    fn in_flight(&self) -> Rc<InFlight> {
+        Rc::default()
+    }
 
     /// Begins to fetch memory into the core's caches, and does not wait for it. Advice.
     #[inline]
@@ -122,8 +129,29 @@ pub enum Answer {
     Complete(Result<(), Errno>),
 }
 
+/// A volume as one core has it.
+pub struct OnCore<T: Target> {
+    volume: Arc<T::Volume>,
+    local: T::Local,
+}
+
+impl<T: Target> OnCore<T> {
+    /// For the running core.
+    pub fn new(volume: Arc<T::Volume>) -> VolumeHandle<T> {
+        Rc::new(OnCore {
+            volume,
+            local: T::Local::default(),
+        })
+    }
+
+    /// The volume all cores share.
+    pub fn volume(&self) -> &Arc<T::Volume> {
+        &self.volume
+    }
+}
+
 /// A core's own handle on a volume: cloned without touching memory that other cores write.
-pub type VolumeHandle<T> = Rc<Arc<<T as Target>::Volume>>;
+pub type VolumeHandle<T> = Rc<OnCore<T>>;
 
 /// The engine of one core.
 pub struct Channel<T: Target, H: Host> {
@@ -148,12 +176,13 @@ impl<T: Target, H: Host> Channel<T, H> {
         let (tx, rx) = mpsc::unbounded();
         // A closed queue means that the owner is gone; submit() then fails I/O with ENODEV.
         let _ = to_owner.unbounded_send(ToOwner::Join(id, tx));
+        let epochs = Epochs::new(host.in_flight());
         let channel = Rc::new(Channel {
             id,
             host,
             to_owner,
             joined: Cell::new(false),
-            epochs: Epochs::default(),
+            epochs,
             parked: ParkedIos::new(),
             to_tell: RefCell::default(),
             stage: Stage::new(),
@@ -204,6 +233,19 @@ impl<T: Target, H: Host> Channel<T, H> {
         self.parked.len_of(volume) + self.stage.len_of(volume)
     }
 
+    /// What of a volume's I/O passes by this channel now; none before the owner knows the channel.
+    pub fn passage(&self, volume: &VolumeHandle<T>) -> Option<Passage> {
+        let passage = T::passage(&volume.volume)?;
+        Some(match self.joined.get() {
+            true => passage,
+            false => Passage {
+                passes: |_| false,
+                as_long_as: Some((Arc::new(AtomicU64::new(0)), 1)),
+                ..passage
+            },
+        })
+    }
+
     /// Tells the owner that this channel is going away. Nothing may be in flight or parked.
     pub fn leave(&self) {
         let _ = self.to_owner.unbounded_send(ToOwner::Leave(self.id));
@@ -213,32 +255,59 @@ impl<T: Target, H: Host> Channel<T, H> {
     #[inline]
     pub fn submit(&self, volume: &VolumeHandle<T>, request: Request, io: H::Io) {
         if !self.joined.get() {
-            return self.park_unmapped(volume, request, io);
+            return self.park_unmapped(&volume.volume, &{ request }, io);
         }
         if self.stage.pays(self.epochs.in_flight_now())
-            && let Some(memory) = T::looks_at(volume, &request)
+            && let Some(memory) = T::looks_at(&volume.volume, &request)
         {
             self.host.prefetch(memory);
-            if self.stage.push(volume, request, io) {
-                self.map_staged();
-            }
-            return;
+            return match self.stage.push(volume, request, io) {
+                Ok(false) => {}
+                Ok(true) => self.map_staged(),
+                Err(io) => self.map_behind(volume, request, io),
+            };
         }
         if request.kind == IoKind::Reset {
             // The barrier of a reset is for what was submitted before it.
             self.map_staged();
         }
-        self.map(volume, request, io);
+        self.map_here(&volume.volume, &volume.local, request, io);
     }
 
     fn map_staged(&self) {
         self.stage
-            .take_all(|volume, request, io| self.map(volume, request, io));
+            .take_all(|on, request, io| self.map_here(&on.volume, &on.local, request, io));
     }
 
-    #[inline]
+    /// Maps what is staged, and then an I/O for which there was no place.
+    #[cold]
+    fn map_behind(&self, volume: &VolumeHandle<T>, request: Request, io: H::Io) {
+        self.map_staged();
+        self.map_here(&volume.volume, &volume.local, request, io);
+    }
+
     fn map(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io) {
-        match T::map(volume, &request) {
+        self.map_here(volume, &T::Local::default(), request, io);
+    }
+
+    /// Inlined with what calls it for every I/O, so that a request that goes to a base device never is in
+    /// memory: it would be written by its parts and read as a whole at once, which a core has to wait for.
+    #[inline(always)]
+    fn map_here(&self, volume: &Arc<T::Volume>, local: &T::Local, request: Request, io: H::Io) {
+        match T::map(volume, local, &request) {
+            Map::Remap { base, block } => {
+                let ticket = Ticket(self.epochs.enter() << 1);
+                self.host.forward(io, base, block, ticket);
+            }
+            fate => self.settle(fate, volume, &{ request }, io),
+        }
+    }
+
+    /// Everything but [`Map::Remap`].
+    #[inline(never)]
+    fn settle(&self, fate: Map, volume: &Arc<T::Volume>, request: &Request, io: H::Io) {
+        let request = *request;
+        match fate {
             Map::Remap { base, block } => {
                 let ticket = Ticket(self.epochs.enter() << 1);
                 self.host.forward(io, base, block, ticket);
@@ -282,7 +351,7 @@ impl<T: Target, H: Host> Channel<T, H> {
             request.offset_blocks += nr_blocks;
             request.nr_blocks -= nr_blocks;
             io = tail;
-            match T::map(volume, &request) {
+            match T::map(volume, &T::Local::default(), &request) {
                 Map::Split { nr_blocks: next } => nr_blocks = next,
                 _ => return self.map(volume, request, io),
             }
@@ -328,11 +397,11 @@ impl<T: Target, H: Host> Channel<T, H> {
     }
 
     #[cold]
-    fn park_unmapped(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io) {
+    fn park_unmapped(&self, volume: &Arc<T::Volume>, request: &Request, io: H::Io) {
         if self.to_owner.is_closed() {
             return self.host.complete(io, Err(Errno::ENODEV));
         }
-        if let Err(io) = self.parked.park(volume, request, io) {
+        if let Err(io) = self.parked.park(volume, *request, io) {
             self.host.complete(io, Err(Errno::ENOMEM));
         }
     }

@@ -23,6 +23,12 @@ pub trait Runtime {
     /// Asks for large pages under memory that every core looks into at random, so that a look costs one
     /// cache miss and not a walk of the page tables too. Advice: nothing depends on it.
     fn prefer_large_pages(&self, _memory: &[AtomicU64]) {}
+
+    /// So many bytes of what a core looks into at random stay in its own caches: fetching them ahead costs
+    /// more than it brings.
+    fn near_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// A shared handle on the current core's executor.

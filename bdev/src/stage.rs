@@ -7,7 +7,7 @@
 //! it is mapped by what holds when it is mapped.
 
 use crate::channel::VolumeHandle;
-use crate::target::{Request, Target};
+use crate::target::{IoKind, Request, Target};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::task::Waker;
@@ -18,17 +18,67 @@ const FEWEST: u64 = 4;
 /// Most I/Os staged.
 const MOST: usize = 32;
 
-struct Staged<T: Target, I> {
-    volume: VolumeHandle<T>,
-    request: Request,
-    io: I,
+/// A place for an I/O. What is in one is written and read field by field: a core waits for what it has written by
+/// parts and reads as a whole.
+struct Place<T: Target, I> {
+    volume: Option<VolumeHandle<T>>,
+    kind: IoKind,
+    offset_blocks: u64,
+    nr_blocks: u64,
+    io: Option<I>,
+}
+
+impl<T: Target, I> Place<T, I> {
+    fn empty() -> Self {
+        Place {
+            volume: None,
+            kind: IoKind::Read,
+            offset_blocks: 0,
+            nr_blocks: 0,
+            io: None,
+        }
+    }
+}
+
+/// Places, of which the first are taken.
+struct Places<T: Target, I> {
+    places: Box<[Place<T, I>]>,
+    nr_taken: usize,
+}
+
+impl<T: Target, I> Places<T, I> {
+    fn none() -> Self {
+        Places {
+            places: Box::default(),
+            nr_taken: 0,
+        }
+    }
+
+    fn new() -> Self {
+        Places {
+            places: (0..MOST).map(|_| Place::empty()).collect(),
+            nr_taken: 0,
+        }
+    }
+
+    fn take_last(&mut self) -> Option<I> {
+        let last = self.nr_taken.checked_sub(1)?;
+        self.nr_taken = last;
+        let place = self.places.get_mut(last)?;
+        place.volume.take();
+        place.io.take()
+    }
+
+    fn taken(&self) -> &[Place<T, I>] {
+        self.places.get(..self.nr_taken).unwrap_or_default()
+    }
 }
 
 /// A channel's staged I/Os.
 pub(crate) struct Stage<T: Target, I> {
-    staged: RefCell<Vec<Staged<T, I>>>,
-    /// An empty list with room, to be swapped for the other.
-    spare: RefCell<Vec<Staged<T, I>>>,
+    staged: RefCell<Places<T, I>>,
+    /// Empty places to be swapped for the others.
+    spare: RefCell<Places<T, I>>,
     /// Wakes the channel's task; None while that does not run.
     task: RefCell<Option<Waker>>,
 }
@@ -37,22 +87,25 @@ impl<T: Target, I> Stage<T, I> {
     /// Empty.
     pub fn new() -> Self {
         Stage {
-            staged: RefCell::new(Vec::with_capacity(MOST)),
-            spare: RefCell::new(Vec::with_capacity(MOST)),
+            staged: RefCell::new(Places::new()),
+            spare: RefCell::new(Places::new()),
             task: RefCell::default(),
         }
     }
 
     /// How many are staged.
     pub fn len(&self) -> usize {
-        self.staged.borrow().len()
+        self.staged.borrow().nr_taken
     }
 
     /// How many of a volume are staged.
     pub fn len_of(&self, volume: &Arc<T::Volume>) -> usize {
         let staged = self.staged.borrow();
-        let of_volume = |staged: &&Staged<T, I>| Arc::ptr_eq(&staged.volume, volume);
-        staged.iter().filter(of_volume).count()
+        let of_volume = |place: &&Place<T, I>| {
+            let on = place.volume.as_ref();
+            on.is_some_and(|on| Arc::ptr_eq(on.volume(), volume))
+        };
+        staged.taken().iter().filter(of_volume).count()
     }
 
     /// From now on this task calls [`Stage::take_all`] when woken.
@@ -85,45 +138,63 @@ impl<T: Target, I> Stage<T, I> {
         in_flight + self.len() as u64 >= FEWEST
     }
 
-    /// Stages an I/O. True: the caller is to call [`Stage::take_all`] at once.
+    /// Stages an I/O. True: the caller is to call [`Stage::take_all`] at once. Error: there is no place; the
+    /// caller is to do the same, and to map this one then.
     #[inline]
-    #[must_use]
-    pub fn push(&self, volume: &VolumeHandle<T>, request: Request, io: I) -> bool {
+    pub fn push(&self, volume: &VolumeHandle<T>, request: Request, io: I) -> Result<bool, I> {
         let nr_staged = {
             let mut staged = self.staged.borrow_mut();
-            staged.push(Staged {
-                volume: volume.clone(),
-                request,
-                io,
-            });
-            staged.len()
+            let at = staged.nr_taken;
+            let Some(place) = staged.places.get_mut(at) else {
+                return Err(io);
+            };
+            place.volume = Some(volume.clone());
+            place.kind = request.kind;
+            place.offset_blocks = request.offset_blocks;
+            place.nr_blocks = request.nr_blocks;
+            place.io = Some(io);
+            staged.nr_taken = at + 1;
+            at + 1
         };
-        match nr_staged {
+        Ok(match nr_staged {
             1 => !self.wake(),
             many => many >= MOST,
-        }
+        })
     }
 
     /// Hands out what is staged now, in order. What is staged meanwhile waits for the next call, for
     /// which the task is woken.
     #[inline]
     pub fn take_all(&self, mut map: impl FnMut(&VolumeHandle<T>, Request, I)) {
-        let mut staged = self.staged.replace(self.spare.take());
-        for Staged {
-            volume,
-            request,
-            io,
-        } in staged.drain(..)
-        {
-            map(&volume, request, io);
+        let spare = self.spare.replace(Places::none());
+        let mut staged = self.staged.replace(spare);
+        let nr_taken = std::mem::take(&mut staged.nr_taken);
+        for place in staged.places.iter_mut().take(nr_taken) {
+            if let (Some(volume), Some(io)) = (place.volume.take(), place.io.take()) {
+                let request = Request {
+                    kind: place.kind,
+                    offset_blocks: place.offset_blocks,
+                    nr_blocks: place.nr_blocks,
+                };
+                map(&volume, request, io);
+            }
         }
-        self.spare.replace(staged);
+        // Where what was mapped has staged so much that it was mapped, too, the spare places are in use.
+        let used = match self.staged.borrow().places.is_empty() {
+            true => &self.staged,
+            false => &self.spare,
+        };
+        used.replace(staged);
     }
 
     /// Takes back the staged I/O that `is_it` picks.
     pub fn remove(&self, is_it: impl Fn(&I) -> bool) -> Option<I> {
         let mut staged = self.staged.borrow_mut();
-        let at = staged.iter().position(|staged| is_it(&staged.io))?;
-        Some(staged.remove(at).io)
+        let is_it = |place: &Place<T, I>| place.io.as_ref().is_some_and(&is_it);
+        let at = staged.taken().iter().position(is_it)?;
+        // In order, those behind it move up.
+        let nr_taken = staged.nr_taken;
+        staged.places.get_mut(at..nr_taken)?.rotate_left(1);
+        staged.take_last()
     }
 }

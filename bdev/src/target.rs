@@ -76,14 +76,35 @@ pub enum Map {
     Defer,
 }
 
+/// I/O that all goes the same way.
+#[derive(Debug, Clone)]
+pub struct Passage {
+    /// Whether all I/O of this kind goes to the same logical blocks of `base`, whichever these are.
+    pub passes: fn(IoKind) -> bool,
+    /// Where to.
+    pub base: BaseId,
+    /// As long as this has that value; None: for ever.
+    pub as_long_as: Option<(Arc<AtomicU64>, u64)>,
+}
+
 /// A target's hot path.
 pub trait Target: 'static {
     /// What one bdev of the target shows to every core: read-only or atomic state.
     type Volume: Send + Sync + 'static;
 
+    /// What a core keeps for itself of a volume, so that it need not ask for it again. Whatever is in it,
+    /// [`Target::map`] gives the same answer as with an empty one.
+    type Local: Default + 'static;
+
     /// Decides an I/O. Allocates nothing, takes no lock, and in steady state touches no cache line
     /// that another core writes.
-    fn map(volume: &Arc<Self::Volume>, request: &Request) -> Map;
+    fn map(volume: &Arc<Self::Volume>, local: &Self::Local, request: &Request) -> Map;
+
+    /// What the host may send to a base device without [`Target::map`], counted as in flight on the channel.
+    #[inline]
+    fn passage(_volume: &Self::Volume) -> Option<Passage> {
+        None
+    }
 
     /// The memory [`Target::map`] will look into for this I/O, where that is likely in no cache of the
     /// core's and can be told without looking there. The engine has it fetched for several I/Os at a time

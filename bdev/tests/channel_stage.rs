@@ -8,7 +8,9 @@
     reason = "a test fails by panicking"
 )]
 
-use bdev::channel::{Answer, Channel, ChannelId, Host, Ticket, ToChannel, ToOwner, VolumeHandle};
+use bdev::channel::{
+    Answer, Channel, ChannelId, Host, OnCore, Ticket, ToChannel, ToOwner, VolumeHandle,
+};
 use bdev::errno::Errno;
 use bdev::target::{BaseId, IoKind, Map, Request, Target};
 use futures::channel::mpsc;
@@ -25,8 +27,9 @@ struct Linear;
 
 impl Target for Linear {
     type Volume = AtomicU64;
+    type Local = ();
 
-    fn map(_: &Arc<AtomicU64>, request: &Request) -> Map {
+    fn map(_: &Arc<AtomicU64>, (): &(), request: &Request) -> Map {
         match request.kind {
             IoKind::Write => Map::Defer,
             _ => Map::Remap {
@@ -106,7 +109,7 @@ impl Lab {
             pool,
             channel,
             seen,
-            volume: Rc::new(Arc::default()),
+            volume: OnCore::new(Arc::default()),
             to_channel: Some(to_channel),
             from_channel: rx,
         }
@@ -203,7 +206,7 @@ fn a_reset_overtakes_nothing() {
 #[test]
 fn parked_of_a_volume() {
     let mut lab = Lab::new();
-    let other: VolumeHandle<Linear> = Rc::new(Arc::default());
+    let other: VolumeHandle<Linear> = OnCore::new(Arc::default());
     let write = Request {
         kind: IoKind::Write,
         offset_blocks: 0,
@@ -212,7 +215,7 @@ fn parked_of_a_volume() {
     lab.channel.submit(&lab.volume, write, 0);
     lab.channel.submit(&other, write, 1);
     let counts = |lab: &Lab| {
-        let of = |volume: &VolumeHandle<Linear>| lab.channel.nr_parked_of(volume);
+        let of = |volume: &VolumeHandle<Linear>| lab.channel.nr_parked_of(volume.volume());
         (of(&lab.volume), of(&other))
     };
     assert_eq!(counts(&lab), (1, 1));

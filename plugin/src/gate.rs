@@ -5,7 +5,7 @@
 //! told then, so a side that is made meanwhile has seen it.
 
 use crate::host::PoolChannel;
-use bdev::channel::VolumeHandle;
+use bdev::channel::{OnCore, VolumeHandle};
 use bdev::errno::Errno;
 use bdev::thin::{Thin, ThinDev};
 use rpc::params::ThinActivate;
@@ -14,7 +14,6 @@ use spdk::io_device::{IoChannel, IoDevice};
 use spdk::vbdev::BdevIo;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -229,7 +228,7 @@ impl Side {
             let prepared = self.next.take();
             match prepared.or_else(|| channels.channel()) {
                 Some(pool) => {
-                    let dev = Rc::new(dev);
+                    let dev = OnCore::new(dev);
                     let old = self.current.replace(Some(Current { dev, pool }));
                     drop(old);
                     self.number.set(number);
@@ -250,7 +249,7 @@ impl Side {
 
     fn nr_parked(&self) -> usize {
         let current = self.current.borrow();
-        let parked = |current: &Current| current.pool.engine.nr_parked_of(&current.dev);
+        let parked = |current: &Current| current.pool.engine.nr_parked_of(current.dev.volume());
         current.as_ref().map_or(0, parked)
     }
 

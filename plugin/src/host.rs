@@ -1,6 +1,6 @@
 //! What the engine and the owner need of SPDK: channels, timers, tasks.
 
-use bdev::channel::{Channel, ChannelId, Host, Ticket, ToOwner, VolumeHandle};
+use bdev::channel::{Channel, ChannelId, Host, InFlight, Ticket, ToOwner, VolumeHandle};
 use bdev::era::EraTarget;
 use bdev::errno::Errno;
 use bdev::runtime::Runtime;
@@ -11,10 +11,14 @@ use futures::channel::mpsc::UnboundedSender;
 use futures::future::LocalBoxFuture;
 use spdk::base::{BaseChannel, Descriptor, IoKind};
 use spdk::executor;
+use spdk::passage::Passage;
 use spdk::vbdev::BdevIo;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+/// A quarter of what cores of the last years have for themselves.
+const NEAR_BYTES: usize = 256 << 10;
 
 /// The executor of the running SPDK thread.
 pub struct SpdkRuntime(Instant);
@@ -42,11 +46,28 @@ impl Runtime for SpdkRuntime {
     fn prefer_large_pages(&self, memory: &[AtomicU64]) {
         spdk::dma::prefer_large_pages(memory);
     }
+
+    fn near_bytes(&self) -> usize {
+        NEAR_BYTES
+    }
 }
 
 /// A core's way to the bdev that holds the data: a pool's data bdev, an era target's origin.
 pub struct SpdkHost {
     data: BaseChannel,
+    in_flight: Rc<InFlight>,
+}
+
+/// What I/O can be sent to without the engine.
+pub trait WayPast {
+    /// The running thread's channel to a base bdev.
+    fn base(&self, base: BaseId) -> Option<BaseChannel>;
+}
+
+impl WayPast for SpdkHost {
+    fn base(&self, base: BaseId) -> Option<BaseChannel> {
+        (base != ORIGIN).then(|| self.data.clone())
+    }
 }
 
 impl Host for SpdkHost {
@@ -56,8 +77,12 @@ impl Host for SpdkHost {
     fn forward(&self, io: BdevIo, base: BaseId, block: u64, ticket: Ticket) {
         match base {
             ORIGIN => io.forward_other(block, None, ticket.into_raw()),
-            _ => io.forward(&self.data, self.data.descriptor(), block, ticket.into_raw()),
+            _ => io.forward(&self.data, block, ticket.into_raw(), Some(&self.in_flight)),
         }
+    }
+
+    fn in_flight(&self) -> Rc<InFlight> {
+        self.in_flight.clone()
     }
 
     fn forward_head(&self, io: BdevIo, _: BaseId, block: u64, nr_blocks: u64, ticket: Ticket) {
@@ -102,6 +127,7 @@ impl SpdkHost {
     pub fn new(data: &Descriptor) -> Option<Self> {
         Some(SpdkHost {
             data: data.channel()?,
+            in_flight: Rc::default(),
         })
     }
 }
@@ -147,6 +173,28 @@ where
             nr_blocks,
         };
         self.engine.submit(volume, request, io.into());
+    }
+
+    /// What of a volume's I/O needs no engine.
+    pub fn passage(&self, volume: &VolumeHandle<T>) -> Option<Passage>
+    where
+        H: WayPast,
+    {
+        let passage = self.engine.passage(volume)?;
+        let host = self.engine.host();
+        let kinds = [
+            (Kind::Read, IoKind::Read),
+            (Kind::Write, IoKind::Write),
+            (Kind::Discard, IoKind::Unmap),
+            (Kind::WriteZeroes, IoKind::WriteZeroes),
+        ];
+        let passing = kinds.iter().filter(|(kind, _)| (passage.passes)(*kind));
+        Some(Passage {
+            kinds: passing.fold(0, |all, (_, kind)| all | kind.bit()),
+            base: host.base(passage.base)?,
+            in_flight: host.in_flight(),
+            as_long_as: passage.as_long_as,
+        })
     }
 
     /// An I/O came back from a base bdev.

@@ -4,8 +4,8 @@
 //! before the first I/O is mapped to it, and taken away in two steps: no core sends anything more, then,
 //! when nothing is under way, the channels go.
 
-use crate::host::TargetChannel;
-use bdev::channel::{Channel, Host, Ticket, ToOwner};
+use crate::host::{TargetChannel, WayPast};
+use bdev::channel::{Channel, Host, InFlight, Ticket, ToOwner};
 use bdev::errno::Errno;
 use bdev::target::{BaseId, Target};
 use futures::channel::mpsc::UnboundedSender;
@@ -46,6 +46,7 @@ impl Bases {
         drop(bases);
         let host = MovingHost {
             bases: RefCell::new(channels),
+            in_flight: Rc::default(),
             leaving: RefCell::default(),
             engine: OnceCell::new(),
         };
@@ -142,8 +143,8 @@ fn put<D>(bases: &mut Vec<Option<D>>, number: BaseId, base: Option<D>) {
 pub enum Io {
     /// As it was submitted.
     Whole(BdevIo),
-    /// A part of it.
-    Part(Part),
+    /// A part of it; in a box, so that the others are small.
+    Part(Box<Part>),
 }
 
 impl From<BdevIo> for Io {
@@ -156,6 +157,7 @@ impl From<BdevIo> for Io {
 pub struct MovingHost<T: Target> {
     /// By number.
     bases: RefCell<Vec<Option<BaseChannel>>>,
+    in_flight: Rc<InFlight>,
     /// I/O may be under way on them; none is sent.
     leaving: RefCell<Vec<BaseChannel>>,
     engine: OnceCell<Weak<Channel<T, MovingHost<T>>>>,
@@ -184,21 +186,25 @@ impl<T: Target> MovingHost<T> {
         drop(leaving);
     }
 
+    #[inline]
     fn send(&self, io: Io, channel: &BaseChannel, block: u64, ticket: Ticket) {
         match io {
-            Io::Whole(io) => io.forward(channel, channel.descriptor(), block, ticket.into_raw()),
-            Io::Part(part) => {
-                let engine = self.engine.get().cloned();
-                part.forward(channel, block, move |part, ok| {
-                    let result = if ok { Ok(()) } else { Err(Errno::EIO) };
-                    match engine.and_then(|engine| engine.upgrade()) {
-                        Some(engine) => engine.forwarded(Io::Part(part), ticket, result),
-                        // Not while I/O is under way on it.
-                        None => part.complete(Errno::ENODEV.0),
-                    }
-                });
-            }
+            Io::Whole(io) => io.forward(channel, block, ticket.into_raw(), Some(&self.in_flight)),
+            Io::Part(part) => self.send_part(*part, channel, block, ticket),
         }
+    }
+
+    #[inline(never)]
+    fn send_part(&self, part: Part, channel: &BaseChannel, block: u64, ticket: Ticket) {
+        let engine = self.engine.get().cloned();
+        part.forward(channel, block, move |part, ok| {
+            let result = if ok { Ok(()) } else { Err(Errno::EIO) };
+            match engine.and_then(|engine| engine.upgrade()) {
+                Some(engine) => engine.forwarded(Io::Part(Box::new(part)), ticket, result),
+                // Not while I/O is under way on it.
+                None => part.complete(Errno::ENODEV.0),
+            }
+        });
     }
 
     #[cold]
@@ -207,6 +213,12 @@ impl<T: Target> MovingHost<T> {
             Some(engine) => engine.forwarded(io, ticket, Err(Errno::EIO)),
             None => self.complete(io, Err(Errno::ENODEV)),
         }
+    }
+}
+
+impl<T: Target> WayPast for MovingHost<T> {
+    fn base(&self, base: BaseId) -> Option<BaseChannel> {
+        self.bases.borrow().get(usize::from(base.0))?.clone()
     }
 }
 
@@ -221,6 +233,10 @@ impl<T: Target> Host for MovingHost<T> {
             Some(Some(channel)) => self.send(io, channel, block, ticket),
             _ => self.fail(io, ticket),
         }
+    }
+
+    fn in_flight(&self) -> Rc<InFlight> {
+        self.in_flight.clone()
     }
 
     /// Not asked for by these targets.
@@ -248,11 +264,11 @@ impl<T: Target> Host for MovingHost<T> {
     fn split(&self, io: Io, nr_blocks: u64) -> Result<(Io, Io), Io> {
         let part = match io {
             Io::Whole(io) => Part::all_of(io),
-            Io::Part(part) => part,
+            Io::Part(part) => *part,
         };
         match part.split(nr_blocks) {
-            Ok((head, tail)) => Ok((Io::Part(head), Io::Part(tail))),
-            Err(part) => Err(Io::Part(part)),
+            Ok((head, tail)) => Ok((Io::Part(Box::new(head)), Io::Part(Box::new(tail)))),
+            Err(part) => Err(Io::Part(Box::new(part))),
         }
     }
 

@@ -3,10 +3,11 @@
 use crate::host::ALWAYS_TAKEN;
 use crate::moving_bases::MovingChannel;
 use crate::registry::{Registry, registry};
-use bdev::channel::VolumeHandle;
+use bdev::channel::{OnCore, VolumeHandle};
 use bdev::target::Target;
 use spdk::base::IoKind;
 use spdk::io_device::{IoChannel, IoDevice};
+use spdk::passage::Passage;
 use spdk::vbdev::{BdevIo, Destructed, Driver};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,7 +71,7 @@ where
     fn create_channel(&self) -> Option<VolumeChannel<T>> {
         let channels = self.channels().clone()?;
         Some(VolumeChannel {
-            dev: Rc::new(self.volume.clone()),
+            dev: OnCore::new(self.volume.clone()),
             target: channels.channel()?,
         })
     }
@@ -79,6 +80,10 @@ where
     fn submit(channel: &VolumeChannel<T>, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
         let dev = &channel.dev;
         channel.target.submit(dev, io, kind, offset, nr_blocks);
+    }
+
+    fn passage(channel: &VolumeChannel<T>) -> Option<Passage> {
+        channel.target.passage(&channel.dev)
     }
 
     #[inline]

@@ -2,7 +2,7 @@
 
 use crate::disk::{Disk, GARBAGE};
 use crate::executor::Executor;
-use bdev::channel::{Channel, ChannelId, Host, Ticket, ToOwner};
+use bdev::channel::{Channel, ChannelId, Host, OnCore, Ticket, ToOwner, VolumeHandle};
 use bdev::errno::Errno;
 use bdev::runtime::Runtime;
 use bdev::target::{BaseId, IoKind, Request, Target};
@@ -166,10 +166,27 @@ async fn carry_out(disk: &Disk, io: &mut SimIo, block: u64) -> Result<(), Errno>
 /// One simulated core.
 pub type Core<T> = Rc<Channel<T, SimHost<T>>>;
 
+/// The volumes a simulated core has had I/O on, as a bdev's channels keep them.
+type Handles<T> = RefCell<Vec<VolumeHandle<T>>>;
+
+/// The core's own handle on a volume. Those nobody else has any more are let go.
+fn handle<T: Target>(handles: &Handles<T>, volume: &Arc<T::Volume>) -> VolumeHandle<T> {
+    let mut handles = handles.borrow_mut();
+    let found = handles.iter().find(|it| Arc::ptr_eq(it.volume(), volume));
+    if let Some(found) = found {
+        return found.clone();
+    }
+    handles.retain(|it| Arc::strong_count(it.volume()) > 1);
+    let new = OnCore::new(volume.clone());
+    handles.push(new.clone());
+    new
+}
+
 /// The cores that share a target.
 pub struct Cores<T: Target> {
     executor: Rc<Executor>,
     cores: Vec<Core<T>>,
+    handles: Vec<Handles<T>>,
     next_io: Cell<u64>,
 }
 
@@ -181,7 +198,7 @@ impl<T: Target> Cores<T> {
         bases: &[Rc<Disk>],
         owner: &mpsc::UnboundedSender<ToOwner<T>>,
     ) -> Rc<Self> {
-        let cores = (0..count)
+        let cores: Vec<_> = (0..count)
             .map(|id| {
                 let host = SimHost {
                     executor: executor.clone(),
@@ -197,6 +214,7 @@ impl<T: Target> Cores<T> {
             .collect();
         Rc::new(Cores {
             executor: executor.clone(),
+            handles: cores.iter().map(|_| Handles::default()).collect(),
             cores,
             next_io: Cell::new(0),
         })
@@ -241,7 +259,8 @@ impl<T: Target> Cores<T> {
         request: Request,
         data: Vec<u64>,
     ) -> Answer {
-        let Some(core) = self.cores.get(core as usize) else {
+        let at = core as usize;
+        let (Some(core), Some(handles)) = (self.cores.get(at), self.handles.get(at)) else {
             return (Err(Errno::ENODEV), Vec::new());
         };
         let (done, answer) = oneshot::channel();
@@ -253,7 +272,7 @@ impl<T: Target> Cores<T> {
             data,
             done,
         };
-        core.submit(&Rc::new(volume.clone()), request, io);
+        core.submit(&handle(handles, volume), request, io);
         answer.await.unwrap_or((Err(Errno::EIO), Vec::new()))
     }
 

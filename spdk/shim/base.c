@@ -11,14 +11,6 @@
 #include "spdk/version.h"
 #include "internal.h"
 
-struct sdm_desc {
-	struct spdk_bdev_desc *desc;
-	struct spdk_bdev *bdev;
-	void (*event)(void *, int);
-	void *ctx;
-	bool claimed;
-};
-
 static void
 event_cb(enum spdk_bdev_event_type type, struct spdk_bdev *bdev, void *ctx)
 {
@@ -175,17 +167,17 @@ sdm_desc_info(void *desc, struct sdm_bdev_info *info)
 }
 
 void *
+sdm_desc_spdk(void *desc)
+{
+	return sdm_desc_raw(desc);
+}
+
+void *
 sdm_desc_channel(void *desc)
 {
 	struct sdm_desc *d = desc;
 
 	return spdk_bdev_get_io_channel(d->desc);
-}
-
-struct spdk_bdev_desc *
-sdm_desc_raw(void *desc)
-{
-	return ((struct sdm_desc *)desc)->desc;
 }
 
 /* After the kinds that come from outside. */

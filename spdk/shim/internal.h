@@ -9,7 +9,19 @@
 extern struct spdk_thread *g_sdm_app_thread;
 extern struct spdk_bdev_module g_sdm_module;
 
-struct spdk_bdev_desc *sdm_desc_raw(void *desc);
+struct sdm_desc {
+	struct spdk_bdev_desc *desc;
+	struct spdk_bdev *bdev;
+	void (*event)(void *, int);
+	void *ctx;
+	bool claimed;
+};
+
+static inline struct spdk_bdev_desc *
+sdm_desc_raw(void *desc)
+{
+	return ((struct sdm_desc *)desc)->desc;
+}
 
 /* Bytes of the module's part of an I/O. */
 int sdm_io_ctx_size(void);

@@ -77,6 +77,8 @@ int sdm_desc_claim(void *desc);
 void sdm_desc_release(void *desc);
 void sdm_desc_info(void *desc, struct sdm_bdev_info *info);
 void *sdm_desc_channel(void *desc);
+/* SPDK's own descriptor. */
+void *sdm_desc_spdk(void *desc);
 int sdm_bdev_exists(const char *name);
 /* Slow path I/O: waits for resources by itself, then calls done(ctx, 0 or errno). */
 void sdm_base_io(int kind, void *desc, void *channel, void *buf, uint64_t offset_blocks, uint64_t nr_blocks,
@@ -85,11 +87,30 @@ void sdm_base_io(int kind, void *desc, void *channel, void *buf, uint64_t offset
 void sdm_base_copy(void *desc, void *channel, uint64_t from_block, uint64_t to_block, uint64_t nr_blocks,
 		   void (*done)(void *, int), void *ctx);
 
+/* I/O in flight on a channel: the number of its epoch, and how many entered since that began. A ticket is
+ * twice the number it entered with. */
+struct sdm_in_flight {
+	uint64_t epoch;
+	uint64_t count;
+};
+
+/* What needs no look: I/O of these kinds goes to the same blocks of a base bdev. */
+struct sdm_passage {
+	uint32_t kinds; /* bit per sdm_io_kind */
+	const uint64_t *version; /* as long as it is `seen`; NULL: for ever */
+	uint64_t seen;
+	void *spdk_desc;
+	void *channel;
+	struct sdm_in_flight *in_flight;
+};
+
 /* virtual bdevs */
 struct sdm_vbdev_ops {
 	/* NULL: the channel cannot be made */
 	void *(*channel_create)(void *ctx);
 	void (*channel_destroy)(void *channel);
+	/* What passes from now on; what it points to lives until the next call, or as long as the channel. */
+	void (*passage)(void *channel, struct sdm_passage *passage);
 	void (*submit)(void *channel, void *io, int kind, uint64_t offset_blocks, uint64_t nr_blocks);
 	void (*forwarded)(void *channel, void *io, uint64_t ticket, bool ok);
 	uint32_t (*io_kinds)(void *ctx);
@@ -118,7 +139,10 @@ int sdm_vbdev_resize(void *vbdev, uint64_t nr_blocks);
 void sdm_io_set_other(void *bdev_io, void *desc, void *channel);
 /* head_blocks 0: all of it; else only so many are read, the rest of the buffers is zeroed */
 void sdm_io_forward_other(void *bdev_io, uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket);
-void sdm_io_forward(void *io, void *desc, void *channel, uint64_t offset_blocks, uint64_t ticket);
+/* in_flight: where the ticket was counted; then it is answered without ops->forwarded, if that is all there
+ * is to do. Or NULL. */
+void sdm_io_forward(void *io, void *spdk_desc, void *channel, uint64_t offset_blocks, uint64_t ticket,
+		    struct sdm_in_flight *in_flight);
 /* Fills the buffers with zeroes, getting them first if need be, and completes. */
 void sdm_io_complete_zeroes(void *io);
 void sdm_io_complete(void *io, int err);

@@ -21,6 +21,7 @@ struct vbdev {
 struct vbdev_channel {
 	struct vbdev *vbdev;
 	void *value;
+	struct sdm_passage passage;
 };
 
 struct io_ctx {
@@ -29,6 +30,7 @@ struct io_ctx {
 	struct spdk_io_channel *base_channel;
 	uint64_t offset;
 	uint64_t ticket;
+	struct sdm_in_flight *in_flight;
 	/* another way than the base device's, where the driver has set one */
 	struct spdk_bdev_desc *other_desc;
 	struct spdk_io_channel *other_channel;
@@ -81,6 +83,31 @@ needs_buf(struct spdk_bdev_io *io)
 }
 
 static void vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io);
+static void forward(struct spdk_bdev_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
+		    uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket,
+		    struct sdm_in_flight *in_flight);
+
+static bool
+passes_now(struct vbdev_channel *channel, int kind)
+{
+	struct sdm_passage *passage = &channel->passage;
+
+	if (passage->version != NULL &&
+	    spdk_unlikely(__atomic_load_n(passage->version, __ATOMIC_ACQUIRE) != passage->seen)) {
+		channel->vbdev->ops->passage(channel->value, passage);
+	}
+	return passage->kinds >> kind & 1;
+}
+
+static void
+pass(struct vbdev_channel *channel, struct spdk_bdev_io *io)
+{
+	struct sdm_passage *passage = &channel->passage;
+
+	passage->in_flight->count++;
+	forward(io, passage->spdk_desc, passage->channel, io->u.bdev.offset_blocks, 0,
+		passage->in_flight->epoch << 1, passage->in_flight);
+}
 
 static void
 submit_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool success)
@@ -97,12 +124,17 @@ vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io)
 {
 	struct vbdev_channel *channel = spdk_io_channel_get_ctx(ch);
 	int kind = kind_of(io->type);
+	bool passes = passes_now(channel, kind);
 
 	if (spdk_unlikely(channel->vbdev->buffers_first && kind == SDM_READ && needs_buf(io))) {
 		spdk_bdev_io_get_buf(io, submit_got_buf, io->u.bdev.num_blocks * io->bdev->blocklen);
 		return;
 	}
 	ctx_of(io)->channel = channel;
+	if (passes) {
+		pass(channel, io);
+		return;
+	}
 	ctx_of(io)->other_desc = NULL;
 	channel->vbdev->ops->submit(channel->value, io, kind,
 				    kind < SDM_RESET ? io->u.bdev.offset_blocks : 0,
@@ -119,6 +151,12 @@ forward_finish(struct spdk_bdev_io *io, bool success)
 		free(ctx->head_iovs);
 		ctx->head_iovs = NULL;
 	}
+	/* Nobody waits for the end of its epoch, and nothing else is to be done with it. */
+	if (spdk_likely(ctx->in_flight != NULL && ctx->ticket == ctx->in_flight->epoch << 1)) {
+		ctx->in_flight->count--;
+		spdk_bdev_io_complete(io, success ? SPDK_BDEV_IO_STATUS_SUCCESS : SPDK_BDEV_IO_STATUS_FAILED);
+		return;
+	}
 	channel->vbdev->ops->forwarded(channel->value, io, ctx->ticket, success);
 }
 
@@ -131,12 +169,32 @@ forward_done(struct spdk_bdev_io *base_io, bool success, void *arg)
 	forward_finish(io, success);
 }
 
+static void forward_submit(void *arg);
+
+/* Waits for the base bdev to have room, or fails. */
+static void __attribute__((noinline, cold))
+forward_refused(struct spdk_bdev_io *io, int rc)
+{
+	struct io_ctx *ctx = ctx_of(io);
+	struct spdk_bdev *base;
+
+	if (rc == -ENOMEM) {
+		base = spdk_bdev_desc_get_bdev(ctx->desc);
+		ctx->wait.bdev = base;
+		ctx->wait.cb_fn = forward_submit;
+		ctx->wait.cb_arg = io;
+		rc = spdk_bdev_queue_io_wait(base, ctx->base_channel, &ctx->wait);
+	}
+	if (rc != 0) {
+		forward_finish(io, false);
+	}
+}
+
 static void
 forward_submit(void *arg)
 {
 	struct spdk_bdev_io *io = arg;
 	struct io_ctx *ctx = ctx_of(io);
-	struct spdk_bdev *base;
 	int rc;
 
 	switch (io->type) {
@@ -169,15 +227,8 @@ forward_submit(void *arg)
 		rc = -ENOTSUP;
 		break;
 	}
-	if (spdk_unlikely(rc == -ENOMEM)) {
-		base = spdk_bdev_desc_get_bdev(ctx->desc);
-		ctx->wait.bdev = base;
-		ctx->wait.cb_fn = forward_submit;
-		ctx->wait.cb_arg = io;
-		rc = spdk_bdev_queue_io_wait(base, ctx->base_channel, &ctx->wait);
-	}
 	if (spdk_unlikely(rc != 0)) {
-		forward_finish(io, false);
+		forward_refused(io, rc);
 	}
 }
 
@@ -226,9 +277,9 @@ forward_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool succes
 	forward_submit(io);
 }
 
-static void
+static inline void
 forward(struct spdk_bdev_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
-	uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket)
+	uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket, struct sdm_in_flight *in_flight)
 {
 	struct io_ctx *ctx = ctx_of(io);
 
@@ -236,6 +287,7 @@ forward(struct spdk_bdev_io *io, struct spdk_bdev_desc *desc, struct spdk_io_cha
 	ctx->base_channel = channel;
 	ctx->offset = offset_blocks;
 	ctx->ticket = ticket;
+	ctx->in_flight = in_flight;
 	ctx->head_iovs = NULL;
 	ctx->head_blocks = head_blocks;
 	if (io->type == SPDK_BDEV_IO_TYPE_READ && needs_buf(io)) {
@@ -250,9 +302,10 @@ forward(struct spdk_bdev_io *io, struct spdk_bdev_desc *desc, struct spdk_io_cha
 }
 
 void
-sdm_io_forward(void *bdev_io, void *desc, void *channel, uint64_t offset_blocks, uint64_t ticket)
+sdm_io_forward(void *bdev_io, void *spdk_desc, void *channel, uint64_t offset_blocks, uint64_t ticket,
+	       struct sdm_in_flight *in_flight)
 {
-	forward(bdev_io, sdm_desc_raw(desc), channel, offset_blocks, 0, ticket);
+	forward(bdev_io, spdk_desc, channel, offset_blocks, 0, ticket, in_flight);
 }
 
 void
@@ -271,11 +324,12 @@ sdm_io_forward_other(void *bdev_io, uint64_t offset_blocks, uint64_t head_blocks
 
 	if (ctx->other_desc == NULL) {
 		ctx->ticket = ticket;
+		ctx->in_flight = NULL;
 		ctx->head_iovs = NULL;
 		forward_finish(bdev_io, false);
 		return;
 	}
-	forward(bdev_io, ctx->other_desc, ctx->other_channel, offset_blocks, head_blocks, ticket);
+	forward(bdev_io, ctx->other_desc, ctx->other_channel, offset_blocks, head_blocks, ticket, NULL);
 }
 
 static void
@@ -342,7 +396,11 @@ channel_create(void *io_device, void *ctx_buf)
 
 	channel->vbdev = vb;
 	channel->value = vb->ops->channel_create(vb->ctx);
-	return channel->value != NULL ? 0 : -ENOMEM;
+	if (channel->value == NULL) {
+		return -ENOMEM;
+	}
+	vb->ops->passage(channel->value, &channel->passage);
+	return 0;
 }
 
 static void

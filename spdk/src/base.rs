@@ -180,11 +180,17 @@ impl Descriptor {
         // SAFETY: the descriptor is open, and this is an SPDK thread.
         let raw = unsafe { ffi::sdm_desc_channel(self.0.raw) };
         (!raw.is_null()).then(|| {
-            BaseChannel(Rc::new(ChannelInner {
+            let inner = Rc::new(ChannelInner {
                 raw,
                 desc: self.clone(),
                 block_bytes: self.info().block_bytes as usize,
-            }))
+            });
+            BaseChannel {
+                inner,
+                raw,
+                // SAFETY: the descriptor is open.
+                spdk_desc: unsafe { ffi::sdm_desc_spdk(self.0.raw) },
+            }
         })
     }
 
@@ -233,7 +239,12 @@ impl Drop for ChannelInner {
 
 /// A bdev's channel of one thread.
 #[derive(Clone)]
-pub struct BaseChannel(Rc<ChannelInner>);
+pub struct BaseChannel {
+    inner: Rc<ChannelInner>,
+    /// What is needed to send I/O there, where it takes no look elsewhere.
+    raw: *mut c_void,
+    spdk_desc: *mut c_void,
+}
 
 /// What an I/O owns while it is under way.
 struct Pending {
@@ -251,13 +262,20 @@ unsafe extern "C" fn base_io_done(ctx: *mut c_void, err: c_int) {
 }
 
 impl BaseChannel {
+    #[inline]
     pub(crate) fn raw(&self) -> *mut c_void {
-        self.0.raw
+        self.raw
+    }
+
+    /// SPDK's own descriptor.
+    #[inline]
+    pub(crate) fn spdk_desc(&self) -> *mut c_void {
+        self.spdk_desc
     }
 
     /// The open bdev this is a channel of.
     pub fn descriptor(&self) -> &Descriptor {
-        &self.0.desc
+        &self.inner.desc
     }
 
     /// Has an I/O submitted with what it owns while it is under way, and waits for its end.
@@ -293,8 +311,8 @@ impl BaseChannel {
         let submit = |ctx| unsafe {
             ffi::sdm_base_io(
                 kind as c_int,
-                self.0.desc.raw(),
-                self.0.raw,
+                self.inner.desc.raw(),
+                self.inner.raw,
                 data,
                 offset_blocks,
                 nr_blocks,
@@ -311,8 +329,8 @@ impl BaseChannel {
         // SAFETY: channel and descriptor live until base_io_done, which is called exactly once.
         let submit = |ctx| unsafe {
             ffi::sdm_base_copy(
-                self.0.desc.raw(),
-                self.0.raw,
+                self.inner.desc.raw(),
+                self.inner.raw,
                 from_block,
                 to_block,
                 nr_blocks,
@@ -324,7 +342,7 @@ impl BaseChannel {
     }
 
     async fn transfer(&self, kind: IoKind, buf: DmaBuf, offset_blocks: u64) -> Result<DmaBuf, i32> {
-        let block_bytes = self.0.block_bytes;
+        let block_bytes = self.inner.block_bytes;
         if !buf.len().is_multiple_of(block_bytes) {
             return Err(22);
         }

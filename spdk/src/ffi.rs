@@ -1,6 +1,8 @@
 //! The shim's functions, as in `shim/shim.h`.
 
+use crate::passage::InFlight;
 use std::ffi::{c_char, c_int, c_void};
+use std::sync::atomic::AtomicU64;
 
 pub type Callback = unsafe extern "C" fn(*mut c_void);
 pub type Done = unsafe extern "C" fn(*mut c_void, c_int);
@@ -19,9 +21,32 @@ pub struct BdevInfo {
 }
 
 #[repr(C)]
+pub struct Passage {
+    pub kinds: u32,
+    pub version: *const AtomicU64,
+    pub seen: u64,
+    pub spdk_desc: *mut c_void,
+    pub channel: *mut c_void,
+    pub in_flight: *const InFlight,
+}
+
+impl Passage {
+    /// Nothing ever passes.
+    pub const NONE: Passage = Passage {
+        kinds: 0,
+        version: std::ptr::null(),
+        seen: 0,
+        spdk_desc: std::ptr::null_mut(),
+        channel: std::ptr::null_mut(),
+        in_flight: std::ptr::null(),
+    };
+}
+
+#[repr(C)]
 pub struct VbdevOps {
     pub channel_create: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
     pub channel_destroy: Callback,
+    pub passage: unsafe extern "C" fn(*mut c_void, *mut Passage),
     pub submit: unsafe extern "C" fn(*mut c_void, *mut c_void, c_int, u64, u64),
     pub forwarded: unsafe extern "C" fn(*mut c_void, *mut c_void, u64, bool),
     pub io_kinds: unsafe extern "C" fn(*mut c_void) -> u32,
@@ -112,6 +137,7 @@ unsafe extern "C" {
     ) -> c_int;
     pub fn sdm_desc_close(desc: *mut c_void);
     pub fn sdm_desc_claim(desc: *mut c_void) -> c_int;
+    pub fn sdm_desc_spdk(desc: *mut c_void) -> *mut c_void;
     pub fn sdm_desc_info(desc: *mut c_void, info: *mut BdevInfo);
     pub fn sdm_desc_channel(desc: *mut c_void) -> *mut c_void;
     pub fn sdm_base_io(
@@ -146,10 +172,11 @@ unsafe extern "C" {
     pub fn sdm_io_forward_other(io: *mut c_void, offset_blocks: u64, head_blocks: u64, ticket: u64);
     pub fn sdm_io_forward(
         io: *mut c_void,
-        desc: *mut c_void,
+        spdk_desc: *mut c_void,
         channel: *mut c_void,
         offset_blocks: u64,
         ticket: u64,
+        in_flight: *const InFlight,
     );
     pub fn sdm_io_complete_zeroes(io: *mut c_void);
     pub fn sdm_io_complete(io: *mut c_void, err: c_int);

@@ -17,6 +17,7 @@ pub mod io_device;
 pub mod logging;
 pub mod module;
 pub mod part;
+pub mod passage;
 pub mod rpc;
 pub mod thread;
 pub mod vbdev;

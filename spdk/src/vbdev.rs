@@ -2,9 +2,11 @@
 
 use crate::base::{BaseChannel, Descriptor, IoKind};
 use crate::ffi;
+use crate::passage::{Granted, InFlight, Passage};
 use futures::channel::oneshot;
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 /// An I/O somebody submitted to one of our bdevs. Answered exactly once: by being completed,
 /// forwarded, or, when dropped, with an error.
@@ -23,24 +25,26 @@ impl BdevIo {
     }
 
     /// Sends the I/O on to a base bdev at a block offset (a flush: to all of it).
-    /// [`Driver::forwarded`] is called with the ticket afterwards.
+    /// [`Driver::forwarded`] is called with the ticket afterwards; not where the ticket is twice the number of
+    /// the epoch in `in_flight` still: then the I/O is only counted as back, and answered.
     #[inline]
     pub fn forward(
         self,
         channel: &BaseChannel,
-        desc: &Descriptor,
         offset_blocks: u64,
         ticket: u64,
+        in_flight: Option<&Rc<InFlight>>,
     ) {
-        // SAFETY: the I/O is ours and not answered; the driver keeps channel and descriptor for as
-        // long as its own channel lives, which is as long as I/O is under way on it.
+        // SAFETY: the I/O is ours and not answered; the driver keeps channel, descriptor and counters for
+        // as long as its own channel lives, which is as long as I/O is under way on it.
         unsafe {
             ffi::sdm_io_forward(
                 self.into_raw(),
-                desc.raw(),
+                channel.spdk_desc(),
                 channel.raw(),
                 offset_blocks,
                 ticket,
+                in_flight.map_or(std::ptr::null(), Rc::as_ptr),
             );
         }
     }
@@ -116,6 +120,11 @@ pub trait Driver: Send + Sync + 'static {
         nr_blocks: u64,
     );
 
+    /// What passes without [`Driver::submit`] from now on; None: nothing ever.
+    fn passage(_channel: &Self::Channel) -> Option<Passage> {
+        None
+    }
+
     /// A forwarded I/O came back.
     fn forwarded(channel: &Self::Channel, io: BdevIo, ticket: u64, ok: bool);
 
@@ -175,12 +184,19 @@ struct State<D> {
     vbdev: *mut c_void,
 }
 
+/// A thread's channel.
+struct Channel<D: Driver> {
+    driver: D::Channel,
+    granted: Granted,
+}
+
 struct Ops<D>(std::marker::PhantomData<D>);
 
 impl<D: Driver> Ops<D> {
     const TABLE: ffi::VbdevOps = ffi::VbdevOps {
         channel_create: Self::channel_create,
         channel_destroy: Self::channel_destroy,
+        passage: Self::passage,
         submit: Self::submit,
         forwarded: Self::forwarded,
         io_kinds: Self::io_kinds,
@@ -202,14 +218,23 @@ impl<D: Driver> Ops<D> {
         state
             .driver
             .create_channel()
-            .map_or(std::ptr::null_mut(), |channel| {
-                Box::into_raw(Box::new(channel)).cast()
+            .map_or(std::ptr::null_mut(), |driver| {
+                let granted = Granted::default();
+                Box::into_raw(Box::new(Channel::<D> { driver, granted })).cast()
             })
+    }
+
+    unsafe extern "C" fn passage(channel: *mut c_void, passage: *mut ffi::Passage) {
+        // SAFETY: the channel lives while I/O is submitted to it.
+        let channel = unsafe { &*channel.cast::<Channel<D>>() };
+        let raw = channel.granted.grant(D::passage(&channel.driver));
+        // SAFETY: valid during the call.
+        unsafe { *passage = raw };
     }
 
     unsafe extern "C" fn channel_destroy(channel: *mut c_void) {
         // SAFETY: made by channel_create on this thread, destroyed once.
-        drop(unsafe { Box::from_raw(channel.cast::<D::Channel>()) });
+        drop(unsafe { Box::from_raw(channel.cast::<Channel<D>>()) });
     }
 
     unsafe extern "C" fn submit(
@@ -221,9 +246,9 @@ impl<D: Driver> Ops<D> {
     ) {
         if let Some(io) = NonNull::new(io) {
             // SAFETY: the channel lives while I/O is submitted to it.
-            let channel = unsafe { &*channel.cast::<D::Channel>() };
+            let channel = unsafe { &*channel.cast::<Channel<D>>() };
             D::submit(
-                channel,
+                &channel.driver,
                 BdevIo(io),
                 IoKind::from_raw(kind),
                 offset_blocks,
@@ -235,8 +260,8 @@ impl<D: Driver> Ops<D> {
     unsafe extern "C" fn forwarded(channel: *mut c_void, io: *mut c_void, ticket: u64, ok: bool) {
         if let Some(io) = NonNull::new(io) {
             // SAFETY: SPDK does not destroy a channel with I/O under way.
-            let channel = unsafe { &*channel.cast::<D::Channel>() };
-            D::forwarded(channel, BdevIo(io), ticket, ok);
+            let channel = unsafe { &*channel.cast::<Channel<D>>() };
+            D::forwarded(&channel.driver, BdevIo(io), ticket, ok);
         }
     }
 

@@ -5,7 +5,7 @@
 
 use super::marks::Marks;
 use super::metadata::MAX_BLOCKS;
-use crate::target::{BaseId, IoKind, Map, Request, Target};
+use crate::target::{BaseId, IoKind, Map, Passage, Request, Target};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -82,9 +82,18 @@ pub struct EraTarget;
 
 impl Target for EraTarget {
     type Volume = EraDev;
+    type Local = ();
+
+    fn passage(_: &EraDev) -> Option<Passage> {
+        Some(Passage {
+            passes: |kind| kind == IoKind::Read,
+            base: ORIGIN,
+            as_long_as: None,
+        })
+    }
 
     #[inline]
-    fn map(volume: &Arc<EraDev>, request: &Request) -> Map {
+    fn map(volume: &Arc<EraDev>, (): &(), request: &Request) -> Map {
         let through = Map::Remap {
             base: ORIGIN,
             block: request.offset_blocks,

@@ -205,9 +205,10 @@ pub struct PloopTarget;
 
 impl Target for PloopTarget {
     type Volume = PloopDev;
+    type Local = ();
 
     #[inline]
-    fn map(volume: &Arc<PloopDev>, request: &Request) -> Map {
+    fn map(volume: &Arc<PloopDev>, (): &(), request: &Request) -> Map {
         let state = volume.state();
         let top = BaseId((state & TOP) as u8);
         match request.kind {
@@ -264,7 +265,7 @@ impl Target for PloopTarget {
         match request.kind {
             IoKind::Read | IoKind::Write => volume
                 .pages
-                .cell(slot(volume.cluster(request.offset_blocks))),
+                .far_cell(slot(volume.cluster(request.offset_blocks))),
             _ => None,
         }
     }

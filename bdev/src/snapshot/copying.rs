@@ -246,7 +246,7 @@ impl Origin {
     pub(super) fn publish_view_now(&self) {
         let held = self
             .origin_dev()
-            .is_some_and(|dev| dev.view.load().held || self.gate.generation().is_none());
+            .is_some_and(|dev| dev.view().held || self.gate.generation().is_none());
         self.publish_view(held, None);
     }
 }

@@ -122,10 +122,10 @@ impl Exceptions {
         }
     }
 
-    /// The memory that says where the chunk of a logical block is, if there is any.
+    /// The memory that says where the chunk of a logical block is, where it is likely in no cache of the core's.
     #[inline]
-    pub fn cell(&self, logical: u64) -> Option<&AtomicU64> {
-        self.pages.cell(self.chunk(logical))
+    pub fn far_cell(&self, logical: u64) -> Option<&AtomicU64> {
+        self.pages.far_cell(self.chunk(logical))
     }
 
     /// Whether a chunk is just being merged. To be asked before [`Exceptions::look`].

@@ -9,7 +9,6 @@ use super::owner::{Origin, Snapshot, SnapshotConfig};
 use super::table::StoreKind;
 use crate::device::SECTOR_BYTES;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 impl Origin {
     /// Ends a snapshot's service while all I/O of the origin waits at the closed gate; says how it was.
@@ -117,8 +116,8 @@ impl Origin {
         }
         if let Some(dev) = self.origin_dev() {
             let nr_logical = now * SECTOR_BYTES / u64::from(self.device.block_bytes());
-            dev.nr_logical.store(nr_logical, Ordering::Release);
-            let view = dev.view.load_full();
+            dev.set_nr_logical(nr_logical);
+            let view = dev.view();
             if !view.passes {
                 // Room for marks of the new part.
                 self.publish_view(view.held, Some(view.shift));

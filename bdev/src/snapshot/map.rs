@@ -8,8 +8,9 @@
 use super::exceptions::{Exceptions, Place};
 use crate::era::marks::Marks;
 use crate::errno::Errno;
-use crate::target::{BaseId, IoKind, Map, Request, Target};
+use crate::target::{BaseId, IoKind, Map, Passage, Request, Target};
 use arc_swap::ArcSwap;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -118,6 +119,7 @@ impl SnapDev {
 }
 
 /// What an origin's I/O has to heed just now.
+#[derive(Clone)]
 pub(super) struct View {
     /// No snapshot has to be thought of.
     pub passes: bool,
@@ -152,20 +154,91 @@ impl View {
 
 /// An origin as every core sees it.
 pub struct OriginDev {
-    pub(super) view: ArcSwap<View>,
+    view: ArcSwap<View>,
+    /// Counts the views there have been, from 1 on; written after the view.
+    nr_views: Arc<AtomicU64>,
     pub(super) origin_flushes: bool,
     /// Grows with the origin.
-    pub(super) nr_logical: AtomicU64,
+    nr_logical: AtomicU64,
+}
+
+/// The view a core saw last. Looking whether there is another one takes a load of memory that hardly ever
+/// changes; getting at it takes two atomic exchanges.
+#[derive(Default)]
+pub struct SeenView {
+    number: Cell<u64>,
+    view: RefCell<Option<Arc<View>>>,
+}
+
+impl SeenView {
+    #[inline]
+    fn map(&self, dev: &OriginDev, request: &Request) -> Map {
+        let number = dev.nr_views.load(Ordering::Acquire);
+        if number != self.number.get() {
+            self.look_again(dev, number);
+        }
+        match &*self.view.borrow() {
+            Some(view) => dev.map(view, request),
+            None => Map::Defer,
+        }
+    }
+
+    #[cold]
+    fn look_again(&self, dev: &OriginDev, number: u64) {
+        // This view or a later one.
+        self.view.replace(Some(dev.view()));
+        self.number.set(number);
+    }
 }
 
 impl OriginDev {
+    pub(super) fn new(view: View, origin_flushes: bool, nr_logical: u64) -> Self {
+        OriginDev {
+            view: ArcSwap::from_pointee(view),
+            nr_views: Arc::new(AtomicU64::new(1)),
+            origin_flushes,
+            nr_logical: AtomicU64::new(nr_logical),
+        }
+    }
+
+    /// What needs no look at more than the view.
+    fn passage(&self) -> Passage {
+        let seen = self.nr_views.load(Ordering::Acquire);
+        // This view or a later one.
+        let view = self.view();
+        let passes = match view.held || view.merging.is_some() {
+            true => |_| false,
+            false if view.passes => |kind| !matches!(kind, IoKind::Flush | IoKind::Reset),
+            false => |kind| kind == IoKind::Read,
+        };
+        Passage {
+            passes,
+            base: ORIGIN,
+            as_long_as: Some((self.nr_views.clone(), seen)),
+        }
+    }
+
+    /// The view now.
+    pub(super) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// From now on everything is mapped by this view.
+    pub(super) fn publish(&self, view: View) {
+        self.view.store(Arc::new(view));
+        self.nr_views.fetch_add(1, Ordering::Release);
+    }
+
     pub(super) fn nr_logical(&self) -> u64 {
         self.nr_logical.load(Ordering::Acquire)
     }
 
+    pub(super) fn set_nr_logical(&self, nr_logical: u64) {
+        self.nr_logical.store(nr_logical, Ordering::Release);
+    }
+
     #[inline]
-    fn map(&self, request: &Request) -> Map {
-        let view = self.view.load();
+    fn map(&self, view: &View, request: &Request) -> Map {
         let through = Map::Remap {
             base: ORIGIN,
             block: request.offset_blocks,
@@ -239,11 +312,20 @@ pub struct SnapshotTarget;
 
 impl Target for SnapshotTarget {
     type Volume = Volume;
+    type Local = SeenView;
+
+    /// Of an origin.
+    fn passage(volume: &Volume) -> Option<Passage> {
+        match volume {
+            Volume::Origin(dev) => Some(dev.passage()),
+            Volume::Snapshot(_) => None,
+        }
+    }
 
     #[inline]
-    fn map(volume: &Arc<Volume>, request: &Request) -> Map {
+    fn map(volume: &Arc<Volume>, seen: &SeenView, request: &Request) -> Map {
         match &**volume {
-            Volume::Origin(dev) => dev.map(request),
+            Volume::Origin(dev) => seen.map(dev, request),
             Volume::Snapshot(dev) => dev.map(request),
         }
     }
@@ -253,7 +335,7 @@ impl Target for SnapshotTarget {
     fn looks_at<'a>(volume: &'a Volume, request: &Request) -> Option<&'a AtomicU64> {
         match (volume, request.kind) {
             (Volume::Snapshot(dev), IoKind::Read | IoKind::Write) => {
-                dev.exceptions.cell(request.offset_blocks)
+                dev.exceptions.far_cell(request.offset_blocks)
             }
             _ => None,
         }

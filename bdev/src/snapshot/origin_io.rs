@@ -48,7 +48,7 @@ impl Origin {
             self.copy_before(blocks, true).await;
             // In the same breath as the last look: nobody can have come meanwhile.
             if let Some(dev) = self.origin_dev() {
-                let view = dev.view.load();
+                let view = dev.view();
                 let chunks = view.chunks(&deferred.request);
                 if !view.passes {
                     view.copied.ensure(chunks.clone());
@@ -126,7 +126,7 @@ impl Origin {
                 false => None,
             };
             let holds = || generation.is_none() || self.gate.generation() == generation;
-            let shift = self.origin_dev().map_or(0, |dev| dev.view.load().shift);
+            let shift = self.origin_dev().map_or(0, |dev| dev.view().shift);
             let window = WINDOW_CHUNKS << shift;
             let mut from = blocks.start;
             while from < blocks.end {

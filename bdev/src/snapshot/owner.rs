@@ -14,14 +14,12 @@ use crate::errno::Errno;
 use crate::owner::{self, Channels};
 use crate::runtime::RuntimeRef;
 use crate::waits::{Bell, Gate, Permits, Tasks};
-use arc_swap::ArcSwap;
 use futures::channel::mpsc;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use tokio::sync::Mutex;
 
 /// What an origin is opened with.
@@ -195,11 +193,7 @@ impl Origin {
             shift: 0,
             merging: None,
         };
-        let volume = Volume::Origin(OriginDev {
-            view: ArcSwap::from_pointee(view),
-            origin_flushes,
-            nr_logical: AtomicU64::new(nr_logical),
-        });
+        let volume = Volume::Origin(OriginDev::new(view, origin_flushes, nr_logical));
         let (to_owner, requests) = mpsc::unbounded();
         let origin = Rc::new_cyclic(|me| Origin {
             me: me.clone(),
@@ -280,7 +274,7 @@ impl Origin {
     /// snapshot that is about to be added; then nothing counts as copied.
     pub(super) fn publish_view(&self, held: bool, coming: Option<u32>) {
         let Some(dev) = self.origin_dev() else { return };
-        let before = dev.view.load_full();
+        let before = dev.view();
         let snapshots = self.snapshots.borrow();
         let there = snapshots.iter().filter(|snapshot| snapshot.counts());
         let shifts = there.map(|snapshot| snapshot.cow.exceptions.chunk_shift());
@@ -288,7 +282,7 @@ impl Origin {
         let keep = coming.is_none() && shift.is_none_or(|shift| shift == before.shift);
         let shift_now = shift.unwrap_or(before.shift);
         let merge = self.merge.borrow();
-        dev.view.store(Arc::new(View {
+        dev.publish(View {
             passes: shift.is_none(),
             held,
             copied: match keep {
@@ -297,7 +291,7 @@ impl Origin {
             },
             shift: shift_now,
             merging: merge.as_ref().and_then(|merge| merge.shown()),
-        }));
+        });
     }
 
     async fn serve(self: Rc<Self>, requests: mpsc::UnboundedReceiver<ToOwner<SnapshotTarget>>) {

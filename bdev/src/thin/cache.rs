@@ -12,7 +12,7 @@ use crate::runtime::Runtime;
 use bytemuck::allocation::try_zeroed_slice_box;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Virtual blocks per page.
@@ -68,12 +68,16 @@ pub enum Entry {
 }
 
 /// The slab of frames.
-pub struct Frames(Box<[AtomicU64]>);
+pub struct Frames {
+    cells: Box<[AtomicU64]>,
+    /// So many are in use that a core's own caches do not hold them.
+    are_far: AtomicBool,
+}
 
 impl Frames {
     #[inline]
     fn cell(&self, frame: u32, block: u64) -> Option<&AtomicU64> {
-        self.0
+        self.cells
             .get(frame as usize * PAGE_BLOCKS + block as usize % PAGE_BLOCKS)
     }
 }
@@ -109,6 +113,15 @@ impl PageTable {
         let page = self.pages.get(block as usize / PAGE_BLOCKS)?;
         let frame = page.load(Ordering::Acquire).checked_sub(1)?;
         self.frames.cell(frame, block)
+    }
+
+    /// The same, where it is likely in no cache of the core's.
+    #[inline]
+    pub fn far_cell(&self, block: u64) -> Option<&AtomicU64> {
+        match self.frames.are_far.load(Ordering::Relaxed) {
+            true => self.cell(block),
+            false => None,
+        }
     }
 
     fn page(&self, page: u64) -> Option<&AtomicU32> {
@@ -214,6 +227,8 @@ pub struct MappingCache<D: Paged = ThinDev> {
     /// Published pages, in the order they were loaded.
     used: RefCell<VecDeque<(Weak<D>, u64)>>,
     nr_frames: usize,
+    /// So many frames in use stay in a core's own caches.
+    nr_near: usize,
     loads: Cell<u64>,
     evictions: Cell<u64>,
 }
@@ -229,11 +244,15 @@ impl<D: Paged> MappingCache<D> {
         let frames: Box<[AtomicU64]> = try_zeroed_slice_box(nr_frames * PAGE_BLOCKS).ok()?;
         runtime.prefer_large_pages(&frames);
         Some(MappingCache {
-            frames: Arc::new(Frames(frames)),
+            frames: Arc::new(Frames {
+                cells: frames,
+                are_far: AtomicBool::new(false),
+            }),
             free: RefCell::default(),
             nr_touched: Cell::new(0),
             used: RefCell::new(VecDeque::new()),
             nr_frames,
+            nr_near: runtime.near_bytes() / FRAME_BYTES,
             loads: Cell::new(0),
             evictions: Cell::new(0),
         })
@@ -283,6 +302,8 @@ impl<D: Paged> MappingCache<D> {
             let touched = self.nr_touched.get();
             (touched < self.nr_frames).then(|| {
                 self.nr_touched.set(touched + 1);
+                let are_far = touched >= self.nr_near;
+                self.frames.are_far.store(are_far, Ordering::Relaxed);
                 touched as u32
             })
         })

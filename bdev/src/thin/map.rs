@@ -226,9 +226,10 @@ pub struct Thin;
 
 impl Target for Thin {
     type Volume = ThinDev;
+    type Local = ();
 
     #[inline]
-    fn map(volume: &Arc<ThinDev>, request: &Request) -> Map {
+    fn map(volume: &Arc<ThinDev>, (): &(), request: &Request) -> Map {
         let mode = volume.pool.mode();
         if mode == PoolMode::Fail && request.kind != IoKind::Reset {
             return Map::Fail(Errno::EIO);
@@ -246,7 +247,7 @@ impl Target for Thin {
         match request.kind {
             IoKind::Read | IoKind::Write => {
                 let (block, _) = volume.pool.split(request.offset_blocks);
-                volume.pages.cell(block)
+                volume.pages.far_cell(block)
             }
             _ => None,
         }

@@ -3,13 +3,13 @@
 use super::saved;
 use crate::host::{ALWAYS_TAKEN, EraChannel, SpdkHost};
 use crate::registry::{call, registry};
-use bdev::channel::{ToOwner, VolumeHandle};
+use bdev::channel::{OnCore, ToOwner, VolumeHandle};
 use bdev::era::{Era, EraDev, EraTarget};
 use futures::channel::mpsc::UnboundedSender;
 use rpc::params::EraCreate;
 use spdk::base::{Descriptor, IoKind};
+use spdk::passage::Passage;
 use spdk::vbdev::{BdevIo, Destructed, Driver};
-use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The bdev.
@@ -57,7 +57,7 @@ impl Driver for EraDriver {
     fn create_channel(&self) -> Option<EraBdevChannel> {
         let origin = self.origin().clone()?;
         Some(EraBdevChannel {
-            dev: Rc::new(self.dev.clone()),
+            dev: OnCore::new(self.dev.clone()),
             target: EraChannel::new(SpdkHost::new(&origin)?, self.owner.clone())?,
         })
     }
@@ -66,6 +66,10 @@ impl Driver for EraDriver {
     fn submit(channel: &EraBdevChannel, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
         let dev = &channel.dev;
         channel.target.submit(dev, io, kind, offset, nr_blocks);
+    }
+
+    fn passage(channel: &EraBdevChannel) -> Option<Passage> {
+        channel.target.passage(&channel.dev)
     }
 
     #[inline]
