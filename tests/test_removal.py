@@ -52,7 +52,7 @@ def test_removed_under_load(lab, removed):
         load.wait_durable(200)
         rpc.call('bdev_aio_delete', name=removed)
         assert load.end_by_itself() > 0, load.tail()
-        assert 'errno' in load.tail()
+        assert 'errno' in load.text(), load.tail()
         wait_for(lambda: rpc.call('thin_pool_status', name='pool')['state'] == 'waiting')
         refused(rpc, errno.ENODEV, ["'pool'", 'waiting', f"'{removed}'"], 'dm_status', name='pool')
         assert f"'{removed}' was removed" in rpc.call('thin_pool_status', name='pool')['failure']

@@ -50,6 +50,10 @@ sdm_app_run(const struct sdm_app_params *params, void (*start)(void *), void *ct
 	opts.no_pci = true;
 	/* So that hugepages of a killed process are free again. */
 	opts.unlink_hugepage = !params->no_huge;
+#if SPDK_VERSION >= SPDK_VERSION_NUM(23, 1, 0)
+	/* A test's host shares cores with the targets it is a host of. */
+	opts.disable_cpumask_locks = true;
+#endif
 	if (params->no_huge) {
 #if SPDK_VERSION >= SPDK_VERSION_NUM(23, 1, 0)
 		opts.no_huge = true;

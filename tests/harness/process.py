@@ -58,6 +58,11 @@ def launch(arguments: List[str], env: dict, output, **options) -> subprocess.Pop
     return process
 
 
+def spdk_major() -> int:
+    """The year of SPDK's version."""
+    return int(os.environ['SPDK_DM_VERSION'].split('.')[0])
+
+
 def end_all() -> None:
     """Ends all that this harness has started and that still runs."""
     while STARTED:
@@ -86,6 +91,9 @@ class SpdkProcess:
             os.unlink(self.socket)
         # Unlinked, hugepages of a killed process are free again.
         arguments = command + ['--no-pci', '--huge-unlink', '-m', core_mask, '-r', self.socket]
+        if spdk_major() >= 23:
+            # Programs of a test share cores.
+            arguments.append('--disable-cpumask-locks')
         with open(self.log, 'ab') as log:
             self.process = launch(arguments + options_for_memory(memory_mb), env, log)
         self.rpc = RpcClient(self.socket)

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Optional
 
-from .process import SpdkProcess
+from .process import SpdkProcess, spdk_major
 
 ADDRESS = '127.0.0.1'
 
@@ -44,11 +44,17 @@ def export(process: SpdkProcess, subsystem: str, bdevs: list, port: int) -> None
                              'trsvcid': str(port)})
 
 
+def retry_option() -> str:
+    """What SPDK calls the number of times its NVMe bdevs retry an I/O."""
+    return 'retry_count' if spdk_major() < 22 else 'bdev_retry_count'
+
+
 def host_config(path: Path, name: str, port: int, subsystem: str, **options) -> Path:
     """The JSON configuration of a host that attaches an exported bdev as `<name>n1`. `options` are
     those of SPDK's NVMe bdevs."""
+    params = {retry_option(): 0, 'timeout_us': 0, **options}
     config = {'subsystems': [{'subsystem': 'bdev', 'config': [
-        {'method': 'bdev_nvme_set_options', 'params': {'retry_count': 0, 'timeout_us': 0, **options}},
+        {'method': 'bdev_nvme_set_options', 'params': params},
         {'method': 'bdev_nvme_attach_controller', 'params': attach_params(name, port, subsystem)},
     ]}]}
     path.write_text(json.dumps(config, indent=2))
