@@ -18,6 +18,11 @@ pub(super) struct CommitRounds {
     last: Cell<Option<Errno>>,
 }
 
+/// A flush of the data device has failed: what was written to it may be lost. Nothing may be committed that
+/// relies on it. Until the owner has gone back to the last commit.
+#[derive(Default)]
+pub(super) struct DataLoss(Cell<Option<Errno>>);
+
 impl Pool {
     /// Does most of what a commit takes in many short turns at the metadata, so that nobody waits long for
     /// the one that ends it. Who comes meanwhile waits and finds little left to do.
@@ -64,7 +69,7 @@ impl Pool {
 
     async fn commit_round(&self, metadata: &mut ThinMetadata) -> Result<(), Errno> {
         if !metadata.changed() {
-            return self.flush_data().await;
+            return self.flush_data(metadata).await;
         }
         if self.shared.mode().refuses_changes() {
             return Err(Errno::EIO);
@@ -74,8 +79,7 @@ impl Pool {
         if self.unmapped_some.replace(false) {
             self.channels.barrier().await;
         }
-        // A failed flush of the data is not the metadata's failure: the transaction stays open.
-        self.flush_data().await?;
+        self.flush_data(metadata).await?;
         if let Err(error) = metadata.commit().await {
             self.metadata_failed(metadata, &error).await;
             return Err(Errno::EIO);
@@ -90,6 +94,8 @@ impl Pool {
         } else {
             self.release(metadata, &freed);
         }
+        // Those that are given out and not mapped yet are held.
+        self.shared.set_new_blocks(metadata.nr_held_data() > 0);
         self.update_space_modes(metadata);
         Ok(())
     }
@@ -103,22 +109,77 @@ impl Pool {
         }
     }
 
-    pub(super) async fn flush_data(&self) -> Result<(), Errno> {
-        self.data.flush().await.inspect_err(|errno| {
+    /// Flushes the data device. If that fails, the transaction is given up, as after a failed flush of the
+    /// metadata: blocks that were zeroed or copied may hold somebody else's data again. The next flush
+    /// would not tell.
+    pub(super) async fn flush_data(&self, metadata: &mut ThinMetadata) -> Result<(), Errno> {
+        let result = self.try_flush_data().await;
+        self.give_up_lost(metadata).await;
+        result
+    }
+
+    async fn try_flush_data(&self) -> Result<(), Errno> {
+        let flushed = self.data.flush().await;
+        if let Err(errno) = flushed {
             log::error!(
                 "pool '{}': flush of the data bdev failed: {errno}",
                 self.config.name
             );
-        })
+            // A device that is gone is flushed no more: nothing will be committed.
+            if errno != Errno::ENODEV {
+                self.data_loss.0.set(Some(errno));
+            }
+        }
+        // Another's flush may have failed meanwhile.
+        self.data_loss.0.get().map_or(flushed, Err)
     }
 
-    /// A flush of a device with uncommitted changes.
+    async fn give_up_lost(&self, metadata: &mut ThinMetadata) {
+        let Some(errno) = self.data_loss.0.take() else {
+            return;
+        };
+        for dev in self.active.borrow().values() {
+            dev.aborted.store(true, Ordering::Release);
+        }
+        if self.shared.mode().refuses_changes() {
+            return;
+        }
+        log::error!(
+            "pool '{}': writes may be lost ({errno}); going back to the last commit, read-only until the pool is \
+             loaded again",
+            self.config.name
+        );
+        // The metadata is as it was committed: there is nothing to check.
+        if let Err(error) = self.roll_back(metadata).await {
+            self.fail(&error);
+        }
+        self.fail_no_space(Errno::EIO, |_| true);
+    }
+
+    /// A flush of a device, while it or another has uncommitted changes.
     pub(super) async fn flush(&self, deferred: Deferred<Thin>) {
-        let result = match self.commit().await {
+        let flushed = match deferred.volume.dirty.load(Ordering::Acquire) {
+            true => self.commit().await,
+            false => self.flush_beside_others().await,
+        };
+        let result = match flushed {
             Ok(()) if deferred.volume.aborted.load(Ordering::Acquire) => Err(Errno::EIO),
             result => result,
         };
         self.channels.complete(&deferred, result);
+    }
+
+    /// Flushes the data for a device that has nothing to commit.
+    async fn flush_beside_others(&self) -> Result<(), Errno> {
+        let result = self.try_flush_data().await;
+        if result.is_err() {
+            self.give_up_lost(&mut *self.metadata.lock().await).await;
+        } else if let Ok(metadata) = self.metadata.try_lock()
+            && !metadata.changed()
+        {
+            self.shared.set_new_blocks(metadata.nr_held_data() > 0);
+        }
+        result
     }
 
     fn release(&self, metadata: &mut ThinMetadata, blocks: &[u64]) {
@@ -246,6 +307,26 @@ impl Pool {
             "pool '{}': {error}; going back to the last commit, read-only from now on",
             self.config.name
         );
+        let recovered = match self.roll_back(metadata).await {
+            Ok(()) => metadata.set_needs_check().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = recovered {
+            self.fail(&error);
+        }
+        self.fail_no_space(Errno::EIO, |_| true);
+    }
+
+    fn fail(&self, error: &ThinError) {
+        log::error!(
+            "pool '{}': {error}; the last commit cannot be gone back to, or marked, all I/O fails",
+            self.config.name
+        );
+        self.change_mode(PoolMode::Fail);
+    }
+
+    /// Gives the transaction up, and changes nothing from now on.
+    async fn roll_back(&self, metadata: &mut ThinMetadata) -> Result<(), ThinError> {
         self.change_mode(PoolMode::ReadOnly);
         let devices: Vec<Arc<ThinDev>> = self.active.borrow().values().cloned().collect();
         for dev in &devices {
@@ -256,18 +337,7 @@ impl Pool {
             self.cache.forget(dev, &self.channels).await;
         }
         self.freed.take();
-        let recovered = match metadata.abort().await {
-            Ok(()) => metadata.set_needs_check().await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = recovered {
-            log::error!(
-                "pool '{}': {error}; cannot record that a check is needed, all I/O fails",
-                self.config.name
-            );
-            self.change_mode(PoolMode::Fail);
-        }
-        self.fail_no_space(Errno::EIO, |_| true);
+        metadata.abort().await
     }
 }
 

@@ -53,7 +53,7 @@ impl Pool {
         if metadata.is_metadata_tight() {
             return self.make_ready_by_commit(metadata).await;
         }
-        self.flush_data()
+        self.flush_data(metadata)
             .await
             .map_err(|errno| self.data_error(errno))?;
         self.writable()

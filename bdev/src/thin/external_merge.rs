@@ -351,6 +351,12 @@ impl Pool {
     async fn merge_held(&self, work: &Work, range: Range<u64>) -> Result<u64, Stopped> {
         let mapped = {
             let mut metadata = self.metadata.lock().await;
+            // A new block that a failing flush of the data loses shows somebody else's data until its mapping is
+            // gone: that must not get into the origin.
+            if self.shared.has_new_blocks() {
+                let flushed = self.flush_data(&mut metadata).await;
+                flushed.map_err(|errno| Stopped::By(format!("flushing the data: {errno}")))?;
+            }
             let mapped = mapped_in(&mut metadata, work.dev.id, range.clone(), usize::MAX).await;
             mapped.map_err(|error| Stopped::By(error.to_string()))?
         };

@@ -58,6 +58,9 @@ pub struct PoolShared {
     sectors_per_logical: u64,
     /// Whether the data device knows flush.
     data_flushes: bool,
+    /// Blocks were given out whose data, or mapping, may not be durable yet: the owner must know when a flush
+    /// of the data device fails.
+    has_new_blocks: AtomicBool,
 }
 
 impl PoolShared {
@@ -74,6 +77,7 @@ impl PoolShared {
             logical_per_block,
             sectors_per_logical,
             data_flushes,
+            has_new_blocks: AtomicBool::new(false),
         }
     }
 
@@ -85,6 +89,14 @@ impl PoolShared {
 
     pub(super) fn set_mode(&self, mode: PoolMode) {
         self.mode.store(mode as u8, Ordering::SeqCst);
+    }
+
+    pub(super) fn has_new_blocks(&self) -> bool {
+        self.has_new_blocks.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_new_blocks(&self, some: bool) {
+        self.has_new_blocks.store(some, Ordering::SeqCst);
     }
 
     /// Logical blocks per data block.
@@ -132,9 +144,9 @@ pub struct ThinDev {
     pub(super) pages: PageTable,
     /// Mappings older than this may be shared with a snapshot (thin.md 3, lookup).
     pub(super) snapshotted_time: AtomicU32,
-    /// Some acknowledged change is not committed: a flush must go to the owner.
+    /// Some acknowledged change is not committed: a flush commits it.
     pub(super) dirty: AtomicBool,
-    /// Acknowledged changes were lost by an aborted transaction: flushes fail.
+    /// Acknowledged changes were lost by an aborted transaction, or writes by a failed flush: flushes fail.
     pub(super) aborted: AtomicBool,
     /// Its bdev is being unregistered: no write waits for data space any more.
     pub(super) leaving: AtomicBool,
@@ -200,7 +212,7 @@ impl ThinDev {
     fn map_flush(&self) -> Map {
         if self.aborted.load(Ordering::Acquire) {
             Map::Fail(Errno::EIO)
-        } else if self.dirty.load(Ordering::Acquire) {
+        } else if self.dirty.load(Ordering::Acquire) || self.pool.has_new_blocks() {
             Map::Defer
         } else if self.pool.data_flushes {
             Map::Remap {

@@ -5,7 +5,7 @@
 //! so that no mapping is inserted between the two (thin.md 5.1).
 
 use super::cache::{MappingCache, MappingCacheStats};
-use super::commit::CommitRounds;
+use super::commit::{CommitRounds, DataLoss};
 use super::deletion::Deletion;
 use super::error::PoolError;
 use super::events::PoolEvent;
@@ -133,6 +133,7 @@ pub struct Pool {
     /// The timer has fired: writes fail instead of waiting until there is space again.
     pub(super) no_space_errors: Cell<bool>,
     pub(super) rounds: CommitRounds,
+    pub(super) data_loss: DataLoss,
     /// Data blocks freed since the last commit, which may have I/O in flight.
     pub(super) freed: RefCell<Vec<u64>>,
     /// Since the last commit a mapping was taken away, so a block may have become free.
@@ -244,6 +245,7 @@ impl Pool {
             no_space_round: Cell::new(0),
             no_space_errors: Cell::new(false),
             rounds: CommitRounds::default(),
+            data_loss: DataLoss::default(),
             freed: RefCell::default(),
             unmapped_some: Cell::new(false),
             low_water_triggered: Cell::new(false),

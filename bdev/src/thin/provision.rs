@@ -90,7 +90,7 @@ impl Pool {
         {
             let mut metadata = self.metadata.lock().await;
             let mut new = match self.shared.mode() {
-                PoolMode::Write => metadata.alloc_data_blocks(writes.len()).await,
+                PoolMode::Write => self.new_blocks(&mut metadata, writes.len()).await,
                 _ => Vec::new(),
             }
             .into_iter();

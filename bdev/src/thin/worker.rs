@@ -287,6 +287,12 @@ impl Pool {
         Ok(())
     }
 
+    /// Allocates so many data blocks; fewer, perhaps none, when that fails.
+    pub(super) async fn new_blocks(&self, metadata: &mut ThinMetadata, wanted: usize) -> Vec<u64> {
+        self.shared.set_new_blocks(true);
+        metadata.alloc_data_blocks(wanted).await
+    }
+
     /// Allocates a data block, committing once if only blocks freed in this transaction are left.
     async fn allocate(&self) -> Result<u64, NotWritable> {
         let mut metadata = self.metadata.lock().await;
@@ -296,6 +302,7 @@ impl Pool {
                 PoolMode::OutOfDataSpace => return Err(NotWritable::NoSpace),
                 _ => return Err(NotWritable::Failed(Errno::EIO)),
             }
+            self.shared.set_new_blocks(true);
             match metadata.alloc_data_block().await {
                 Ok(block) => {
                     self.check_low_water(&metadata);

@@ -492,6 +492,11 @@ impl ThinMetadata {
         self.data.map().unhold(block);
     }
 
+    /// Data blocks that are held: reserved and not mapped, or kept from being allocated.
+    pub fn nr_held_data(&self) -> u64 {
+        self.data.map().nr_held()
+    }
+
     /// References to a data block.
     pub async fn data_count(&self, block: u64) -> Result<u32, ThinError> {
         Ok(self.data.map().count(&self.tm, block).await?)
