@@ -11,6 +11,7 @@ pub mod device;
 mod epochs;
 pub mod era;
 pub mod errno;
+mod flushes;
 pub mod locks;
 pub mod owner;
 mod parked;

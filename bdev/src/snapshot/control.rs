@@ -9,7 +9,8 @@ use super::merge::{Merge, MergeState};
 use super::owner::{Origin, Snapshot, SnapshotConfig};
 use super::store::{Opened, PersistentStore, Store, TransientStore};
 use super::table::StoreKind;
-use crate::device::{ByteDeviceRef, SECTOR_BYTES};
+use crate::device::{ByteDeviceRef, DataDevice, SECTOR_BYTES};
+use crate::flushes::Listening;
 use crate::target::BaseId;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,6 +71,7 @@ impl Origin {
             // What the snapshot begins with is not lost by a power cut.
             let flushes = self.origin_dev().is_some_and(|dev| dev.origin_flushes);
             if flushes && let Err(errno) = self.device.flush().await {
+                self.tell_guests();
                 self.gate.open();
                 self.publish_view(false, None);
                 return Err(SnapshotError::Device {
@@ -151,6 +153,9 @@ impl Origin {
                 device.block_bytes()
             )));
         }
+        let errors = Rc::default();
+        let guests = Listening::new(device.clone(), &errors);
+        let device = Rc::new(Listening::new(device, &errors));
         let length = self.length(config)?;
         let make = |layout: Layout| {
             let nr_chunks = length.div_ceil(layout.chunk_sectors());
@@ -205,6 +210,7 @@ impl Origin {
         };
         let cow = Cow {
             device,
+            guests,
             flushes,
             store,
             exceptions,

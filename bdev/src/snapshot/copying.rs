@@ -42,6 +42,10 @@ impl Origin {
         old_chunk: u64,
         data: Data,
     ) -> Result<Rc<Pending>, (SnapshotError, Data)> {
+        if snapshot.pending.borrow().is_empty() {
+            // All that was copied is durable.
+            snapshot.cow.device.catch_up();
+        }
         let new_chunk = match snapshot.cow.store.allocate() {
             Ok(new_chunk) => new_chunk,
             Err(error) => return Err((error, data)),
@@ -100,7 +104,7 @@ impl Origin {
         self.count(|counters| counters.copies += 1);
         let mut tries = 0;
         let copied = loop {
-            match snapshot.cow.copy_from(&*self.device, exception).await {
+            match snapshot.cow.copy_from(&self.device, exception).await {
                 // A shortage may pass; an invalid snapshot does not.
                 Err(Errno::ENOMEM) if tries < MEMORY_TRIES => {
                     tries += 1;

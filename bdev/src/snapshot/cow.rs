@@ -5,11 +5,13 @@ use super::error::SnapshotError;
 use super::exceptions::{Exceptions, Place};
 use super::layout::{Exception, Layout};
 use super::store::Store;
-use crate::device::{ByteDeviceRef, DataDevice};
+use crate::device::{ByteDevice, DataDevice};
 use crate::errno::Errno;
+use crate::flushes::Listening;
 use crate::owner::Channels;
 use crate::thin::cache::{MappingCache, PAGE_BLOCKS, UNMAPPED};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
@@ -18,7 +20,10 @@ pub(super) type Cache = MappingCache<Exceptions>;
 
 /// A COW device, its store and its exceptions.
 pub(super) struct Cow {
-    pub device: ByteDeviceRef,
+    /// For the store and for copies of chunks.
+    pub device: Rc<Listening<dyn ByteDevice>>,
+    /// For whoever writes to the chunks.
+    pub guests: Listening<dyn ByteDevice>,
     /// Whether it knows flush.
     pub flushes: bool,
     pub store: Store,
@@ -30,6 +35,14 @@ pub(super) struct Cow {
 impl Cow {
     pub fn layout(&self) -> Layout {
         self.store.layout()
+    }
+
+    /// A guest's flush.
+    pub async fn flush(&self) -> Result<(), Errno> {
+        match self.flushes {
+            true => self.guests.flush().await,
+            false => Ok(()),
+        }
     }
 
     /// Copies a chunk of the origin here, as far as the origin goes.

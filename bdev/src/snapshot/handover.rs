@@ -7,7 +7,7 @@ use super::layout::Layout;
 use super::map::State;
 use super::owner::{Origin, Snapshot, SnapshotConfig};
 use super::table::StoreKind;
-use crate::device::SECTOR_BYTES;
+use crate::device::{DataDevice, SECTOR_BYTES};
 use std::rc::Rc;
 
 impl Origin {

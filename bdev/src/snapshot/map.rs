@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// The origin device. COW devices have the numbers from 1 on.
 pub const ORIGIN: BaseId = BaseId(0);
@@ -87,7 +87,9 @@ impl SnapDev {
     fn map(&self, request: &Request) -> Map {
         let state = self.state();
         match request.kind {
-            IoKind::Flush => return flush(self.exceptions.base(), self.cow_flushes),
+            // The owner must know when it fails: copies may be lost.
+            IoKind::Flush if !self.cow_flushes => return Map::Done,
+            IoKind::Flush => return Map::Defer,
             IoKind::Reset => return Map::Defer,
             _ if state == State::Invalid => return Map::Fail(Errno::EIO),
             IoKind::Read => {}
@@ -158,6 +160,8 @@ pub struct OriginDev {
     /// Counts the views there have been, from 1 on; written after the view.
     nr_views: Arc<AtomicU64>,
     pub(super) origin_flushes: bool,
+    /// A flush that no guest has asked for has failed: the next one of a guest goes by the owner.
+    flush_failed: AtomicBool,
     /// Grows with the origin.
     nr_logical: AtomicU64,
 }
@@ -197,6 +201,7 @@ impl OriginDev {
             view: ArcSwap::from_pointee(view),
             nr_views: Arc::new(AtomicU64::new(1)),
             origin_flushes,
+            flush_failed: AtomicBool::new(false),
             nr_logical: AtomicU64::new(nr_logical),
         }
     }
@@ -237,6 +242,28 @@ impl OriginDev {
         self.nr_logical.store(nr_logical, Ordering::Release);
     }
 
+    pub(super) fn has_failed_flush(&self) -> bool {
+        self.flush_failed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_failed_flush(&self, failed: bool) {
+        self.flush_failed.store(failed, Ordering::Release);
+    }
+
+    #[inline]
+    fn flush(&self) -> Map {
+        if !self.origin_flushes {
+            Map::Done
+        } else if self.has_failed_flush() {
+            Map::Defer
+        } else {
+            Map::Remap {
+                base: ORIGIN,
+                block: 0,
+            }
+        }
+    }
+
     #[inline]
     fn map(&self, view: &View, request: &Request) -> Map {
         let through = Map::Remap {
@@ -249,7 +276,7 @@ impl OriginDev {
         let Some(merging) = &view.merging else {
             return match request.kind {
                 IoKind::Read => through,
-                IoKind::Flush => flush(ORIGIN, self.origin_flushes),
+                IoKind::Flush => self.flush(),
                 _ if view.may_pass(request) => through,
                 _ => Map::Defer,
             };
@@ -278,14 +305,6 @@ impl OriginDev {
             Place::Origin if is_read || view.may_pass(request) => through,
             Place::Origin => Map::Defer,
         }
-    }
-}
-
-#[inline]
-fn flush(base: BaseId, flushes: bool) -> Map {
-    match flushes {
-        true => Map::Remap { base, block: 0 },
-        false => Map::Done,
     }
 }
 

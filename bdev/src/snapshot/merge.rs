@@ -12,7 +12,7 @@ use super::map::SnapshotTarget;
 use super::owner::Origin;
 use super::store::{PersistentStore, Run, Store};
 use crate::channel::Deferred;
-use crate::device::SECTOR_BYTES;
+use crate::device::{DataDevice, SECTOR_BYTES};
 use crate::errno::Errno;
 use crate::runtime::yield_now;
 use crate::waits::Bell;
@@ -134,6 +134,11 @@ impl Origin {
                 }
                 Ok(None) => {
                     *merge.state.borrow_mut() = MergeState::Finished;
+                    if merge.cow.guests.is_due() {
+                        // From now on only the origin is flushed.
+                        self.errors.note(Errno::EIO);
+                        self.tell_guests();
+                    }
                     self.publish_view_now();
                     let exceptions = &merge.cow.exceptions;
                     self.cache.forget(exceptions, &self.channels).await;
@@ -153,6 +158,7 @@ impl Origin {
     }
 
     fn merge_failed(&self, merge: &Merge, failure: Failure) {
+        self.tell_guests();
         let reason = failure.error.to_string();
         *merge.state.borrow_mut() = MergeState::Failed(reason.clone());
         if failure.unsure {
@@ -189,6 +195,9 @@ impl Origin {
             error,
             unsure: false,
         };
+        // Between batches nothing of the merge is unflushed.
+        self.device.catch_up();
+        cow.device.catch_up();
         let most = (BATCH_SECTORS / cow.layout().chunk_sectors()).max(1);
         let run = {
             let _locked = cow.lock.lock().await;
@@ -231,7 +240,7 @@ impl Origin {
         self.channels.barrier().await;
         if first < last {
             let from = layout.sector(run.new_chunk);
-            crate::device::copy(&*cow.device, from, &*self.device, first, last - first).await?;
+            crate::device::copy(&*cow.device, from, &self.device, first, last - first).await?;
             self.device.flush().await?;
         }
         Ok(())

@@ -3,10 +3,11 @@
 
 use super::copying::Data;
 use super::exceptions::Place;
-use super::map::{SnapshotTarget, State};
+use super::map::{OriginDev, SnapshotTarget, State};
 use super::merge::Merge;
 use super::owner::{Origin, Snapshot};
 use crate::channel::Deferred;
+use crate::device::DataDevice;
 use crate::errno::Errno;
 use crate::target::IoKind;
 use futures::channel::oneshot;
@@ -42,6 +43,12 @@ impl Origin {
                 },
             }
         }
+        if deferred.request.kind == IoKind::Flush
+            && self.origin_dev().is_some_and(OriginDev::has_failed_flush)
+        {
+            let result = self.flush_origin().await;
+            return self.channels.complete(&deferred, result);
+        }
         if !matches!(deferred.request.kind, IoKind::Read | IoKind::Flush) {
             let first = deferred.request.offset_blocks;
             let blocks = first..first + deferred.request.nr_blocks;
@@ -61,12 +68,24 @@ impl Origin {
 
     /// Data of both devices may be what the user sees (snapshot.md 9).
     async fn flush_both(&self, merge: &Merge) -> Result<(), Errno> {
-        if self.origin_dev().is_some_and(|dev| dev.origin_flushes) {
-            self.device.flush().await?;
-        }
-        match merge.cow.flushes {
-            true => merge.cow.device.flush().await,
-            false => Ok(()),
+        let of_origin = self.flush_origin().await;
+        let of_cow = merge.cow.flush().await;
+        of_origin.and(of_cow)
+    }
+
+    async fn flush_origin(&self) -> Result<(), Errno> {
+        let Some(dev) = self.origin_dev().filter(|dev| dev.origin_flushes) else {
+            return Ok(());
+        };
+        let result = self.guests.flush().await;
+        dev.set_failed_flush(self.guests.is_due());
+        result
+    }
+
+    /// A flush that no guest has asked for has failed: the next one of a guest tells.
+    pub(super) fn tell_guests(&self) {
+        if let Some(dev) = self.origin_dev() {
+            dev.set_failed_flush(self.guests.is_due());
         }
     }
 

@@ -8,9 +8,10 @@ use super::map::{Discards, OriginDev, SnapDev, SnapshotTarget, State, View, Volu
 use super::merge::Merge;
 use super::table::StoreKind;
 use crate::channel::{Deferred, ToOwner};
-use crate::device::{DataDeviceRef, SECTOR_BYTES};
+use crate::device::{DataDevice, DataDeviceRef, SECTOR_BYTES};
 use crate::era::marks::Marks;
 use crate::errno::Errno;
+use crate::flushes::{FlushErrors, Listening};
 use crate::owner::{self, Channels};
 use crate::runtime::RuntimeRef;
 use crate::waits::{Bell, Gate, Permits, Tasks};
@@ -155,7 +156,11 @@ pub struct Origin {
     me: Weak<Origin>,
     pub(super) config: OriginConfig,
     pub(super) runtime: RuntimeRef,
-    pub(super) device: DataDeviceRef,
+    /// For merges.
+    pub(super) device: Listening<dyn DataDevice>,
+    /// For the origin's guests, where their flushes come to the owner.
+    pub(super) guests: Listening<dyn DataDevice>,
+    pub(super) errors: Rc<FlushErrors>,
     pub(super) volume: Arc<Volume>,
     pub(super) channels: Channels,
     pub(super) cache: Cache,
@@ -195,13 +200,16 @@ impl Origin {
         };
         let volume = Volume::Origin(OriginDev::new(view, origin_flushes, nr_logical));
         let (to_owner, requests) = mpsc::unbounded();
+        let errors = Rc::default();
         let origin = Rc::new_cyclic(|me| Origin {
             me: me.clone(),
             copies: Permits::new(config.max_copies),
             merge_bytes_per_second: Cell::new(config.merge_bytes_per_second),
             config,
             runtime: runtime.clone(),
-            device,
+            device: Listening::new(device.clone(), &errors),
+            guests: Listening::new(device, &errors),
+            errors,
             volume: Arc::new(volume),
             channels: Channels::default(),
             cache,

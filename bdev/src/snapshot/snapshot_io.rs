@@ -9,6 +9,7 @@ use super::map::{SnapshotTarget, State};
 use super::owner::{Origin, Snapshot};
 use super::table::StoreKind;
 use crate::channel::Deferred;
+use crate::device::DataDevice;
 use crate::errno::Errno;
 use crate::runtime::yield_now;
 use crate::target::IoKind;
@@ -31,7 +32,14 @@ impl Origin {
                 self.channels.barrier().await;
                 self.channels.complete(&deferred, Ok(()));
             }
-            IoKind::Flush => self.channels.retry(&deferred),
+            IoKind::Flush => {
+                let result = snapshot.cow.flush().await;
+                // Copies that nobody else flushes may be lost.
+                if result.is_err() && snapshot.config.store == StoreKind::Transient {
+                    self.invalidate(&snapshot, "a flush of the COW device failed".to_owned());
+                }
+                self.channels.complete(&deferred, result);
+            }
             IoKind::Read => self.snapshot_read(&snapshot, deferred).await,
             IoKind::Write | IoKind::WriteZeroes => self.snapshot_write(&snapshot, deferred).await,
             IoKind::Discard => {

@@ -5,6 +5,7 @@ use super::map::State;
 use super::merge::MergeState;
 use super::owner::{Origin, Snapshot, SnapshotCounters};
 use super::table::StoreKind;
+use crate::device::DataDevice;
 use crate::thin::cache::MappingCacheStats;
 use std::fmt;
 
