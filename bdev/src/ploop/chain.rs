@@ -96,10 +96,10 @@ impl Ploop {
         *old.space.borrow_mut() = None;
         {
             let mut chain = self.chain.borrow_mut();
-            chain.lower.push(old);
+            chain.lower.push(old.clone());
             chain.top = new_top.clone();
         }
-        self.dev.set_top(new_top.base(), new_top.source.flushes);
+        self.set_top(&old, &new_top);
         self.serve_again(held);
         Ok(())
     }
@@ -135,10 +135,10 @@ impl Ploop {
         {
             let mut chain = self.chain.borrow_mut();
             chain.lower.pop();
-            chain.lower.push(old);
+            chain.lower.push(old.clone());
             chain.top = new_top.clone();
         }
-        self.dev.set_top(new_top.base(), new_top.source.flushes);
+        self.set_top(&old, &new_top);
         self.cache.forget(&self.dev, &self.channels).await;
         Ok(())
     }

@@ -8,6 +8,7 @@ use super::image::header::{HEADER_SLOTS, PAGE_BYTES, PAGE_SLOTS, slot};
 use super::image::space::Space;
 use super::image::survey::Survey;
 use super::image::{Header, InUse, Page, Problem, page_entries, read_page};
+use super::unsettled::Unsettled;
 use crate::device::{ByteDeviceRef, SECTOR_BYTES};
 use crate::errno::Errno;
 use crate::locks::{BlockGuard, BlockLocks};
@@ -90,6 +91,7 @@ pub(super) struct Delta {
     failures: Cell<u64>,
     /// Clusters that may be named by the BAT on the disk: free when that has been written anew.
     unsure: RefCell<Vec<u64>>,
+    unsettled: Unsettled,
     locks: BlockLocks,
     /// Guest clusters that userspace has moved within the image.
     moved: RefCell<FxHashMap<u64, u64>>,
@@ -107,6 +109,7 @@ impl Delta {
             sick: RefCell::default(),
             failures: Cell::new(0),
             unsure: RefCell::default(),
+            unsettled: Unsettled::default(),
             locks: BlockLocks::default(),
             moved: RefCell::default(),
         }
@@ -280,6 +283,10 @@ impl Delta {
     ) -> Result<(), NotWritten> {
         let untouched = |errno| NotWritten::Untouched(errno);
         let header = self.header.get().ok_or(untouched(Errno::EROFS))?;
+        let named = || changes.iter().filter_map(|(_, place)| *place);
+        if named().any(|place| self.unsettled.is_lost(place)) {
+            return Err(untouched(Errno::EIO));
+        }
         let mut bytes = *self.page(&header, page).await.map_err(untouched)?;
         for (cluster, place) in changes {
             let raw = match place {
@@ -295,16 +302,18 @@ impl Delta {
         }
         self.write_page(&header, page, bytes)
             .await
-            .map_err(NotWritten::Unsure)
+            .map_err(NotWritten::Unsure)?;
+        named().for_each(|place| self.unsettled.end(place));
+        Ok(())
     }
 
     /// Writes a page as far as it is of this header; on failure it is to be as before.
     async fn write_page(&self, header: &Header, page: u64, bytes: Page) -> Result<(), Errno> {
         let before = self.page(header, page).await?;
+        let bytes = Rc::new(bytes);
         let written = self.put_page(header, page, &bytes).await;
         match written {
             Ok(()) => {
-                let bytes = Rc::new(bytes);
                 if let Some(sick) = self.sick.borrow_mut().get_mut(&page) {
                     sick.bytes = bytes.clone();
                 }
@@ -321,12 +330,14 @@ impl Delta {
         written
     }
 
-    async fn put_page(&self, header: &Header, page: u64, bytes: &Page) -> Result<(), Errno> {
+    async fn put_page(&self, header: &Header, page: u64, bytes: &Rc<Page>) -> Result<(), Errno> {
         let block_sectors = u64::from(self.source.device.block_bytes()) / SECTOR_BYTES;
         let (first, len) = header.page_extent(page, block_sectors);
         let len = PAGE_BYTES.min((len * SECTOR_BYTES) as usize);
         let part = bytes.get(..len).ok_or(Errno::EINVAL)?;
-        self.source.device.write_bytes(first, part).await
+        self.source.device.write_bytes(first, part).await?;
+        self.unsettled.note_page(page, bytes.clone());
+        Ok(())
     }
 
     /// Writes a header and makes it durable; if that fails, the old one is to be there. The first page must
@@ -380,12 +391,33 @@ impl Delta {
         self.has_extension
     }
 
-    /// Flushes, where the device knows that.
+    /// Flushes, where the device knows that. If that fails, pages of the BAT may be lost, and are to be
+    /// written again ([`Delta::mend`]).
     pub async fn flush(&self) -> Result<(), Errno> {
-        match self.source.flushes {
+        let until = self.unsettled.flush_begins();
+        let flushed = match self.source.flushes {
             true => self.source.device.flush().await,
             false => Ok(()),
+        };
+        match flushed {
+            Ok(()) => self.unsettled.note_flushed(until),
+            Err(_) => {
+                for (page, bytes) in self.unsettled.note_failed() {
+                    self.note_sick(page, bytes);
+                }
+            }
         }
+        flushed
+    }
+
+    /// Flushes that have failed.
+    pub fn nr_flush_errors(&self) -> u64 {
+        self.unsettled.nr_errors()
+    }
+
+    /// Whether everything in it is durable, but for what guests have written in place.
+    pub fn is_settled(&self) -> bool {
+        !self.is_sick() && self.unsettled.is_empty()
     }
 
     /// Whether what is on the disk is not known.
@@ -435,6 +467,7 @@ impl Delta {
 
     /// A flush did not do: pages may be on the disk or not.
     pub fn note_unsure(&self, place: u64) {
+        self.unsettled.end(place);
         self.unsure.borrow_mut().push(place);
     }
 
@@ -446,11 +479,13 @@ impl Delta {
             self.free(place);
             return None;
         }
+        self.unsettled.begin(place);
         Some(place)
     }
 
     /// Gives a cluster back that no BAT on the disk can name.
     pub fn free(&self, place: u64) {
+        self.unsettled.end(place);
         if let Some(space) = &mut *self.space.borrow_mut() {
             space.free(place);
         }

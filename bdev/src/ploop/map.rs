@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// All I/O waits at the owner.
 pub(super) const HELD: u32 = 1 << 8;
-/// The BAT on the disk is not known: a flush goes by the owner.
-pub(super) const SICK: u32 = 1 << 9;
+/// The BAT on the disk is not known, or something beside what guests write in place is not durable: a flush
+/// goes by the owner.
+pub(super) const UNSETTLED: u32 = 1 << 9;
 /// Writes are noted in [`PloopDev::dirty`].
 pub(super) const TRACKING: u32 = 1 << 10;
 /// Writes to what is in [`PloopDev::to_back_up`] wait at the owner.
@@ -215,7 +216,7 @@ impl Target for PloopTarget {
             IoKind::Reset | IoKind::Discard => return Map::Defer,
             IoKind::Flush => {
                 return match state {
-                    _ if state & (HELD | SICK) != 0 => Map::Defer,
+                    _ if state & (HELD | UNSETTLED) != 0 => Map::Defer,
                     _ if state & FLUSHES == 0 => Map::Done,
                     _ => Map::Remap {
                         base: top,

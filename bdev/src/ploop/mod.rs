@@ -25,6 +25,7 @@ mod resize;
 pub mod status;
 mod suspension;
 mod tracking;
+mod unsettled;
 mod writes;
 
 pub use backup::Uuid;

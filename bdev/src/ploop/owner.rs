@@ -8,7 +8,7 @@ use super::delta::{Delta, Source};
 use super::error::PloopError;
 use super::events::Watcher;
 use super::image::{InUse, header};
-use super::map::{HELD, PloopDev, PloopTarget};
+use super::map::{HELD, PloopDev, PloopTarget, UNSETTLED};
 use super::merge::Merge;
 use super::places::Change;
 use super::tracking::Tracking;
@@ -129,6 +129,8 @@ pub struct Ploop {
     pub(super) tracking: RefCell<Option<Tracking>>,
     pub(super) backup: RefCell<Option<Rc<Backup>>>,
     pub(super) next_backup: Cell<u64>,
+    /// Failed flushes of the top delta that guests have been told of.
+    pub(super) told_errors: Cell<u64>,
     counters: Cell<PloopCounters>,
     pub(super) tasks: Rc<Tasks>,
     pub(super) closed: Cell<bool>,
@@ -184,6 +186,7 @@ impl Ploop {
             errno,
         })?;
         dev.set_state(HELD, false);
+        let told_errors = top.nr_flush_errors();
         let (to_owner, requests) = mpsc::unbounded();
         let ploop = Rc::new_cyclic(|me| Ploop {
             me: me.clone(),
@@ -208,6 +211,7 @@ impl Ploop {
             tracking: RefCell::default(),
             backup: RefCell::default(),
             next_backup: Cell::new(1),
+            told_errors: Cell::new(told_errors),
             counters: Cell::default(),
             tasks: Rc::default(),
             closed: Cell::new(false),
@@ -323,8 +327,12 @@ impl Ploop {
 
     /// What has been acknowledged is on the disk, also where a write of the BAT had failed.
     pub(super) async fn make_durable(&self) -> Result<(), Errno> {
-        self.mend().await?;
-        self.top().flush().await
+        if self.dev.state() & UNSETTLED != 0 {
+            return self.mend().await;
+        }
+        let flushed = self.top().flush().await;
+        // Guests are told by their next flush.
+        flushed.inspect_err(|_| self.note_unsettled())
     }
 
     async fn serve(self: Rc<Self>, requests: mpsc::UnboundedReceiver<ToOwner<PloopTarget>>) {
@@ -356,7 +364,10 @@ impl Ploop {
             return self.hold_for_backup(&backup, deferred);
         }
         let result = match deferred.request.kind {
-            IoKind::Flush => self.mend().await,
+            IoKind::Flush => {
+                let result = self.flush().await;
+                return self.channels.complete(&deferred, result);
+            }
             IoKind::Read => self.find(&deferred.request).await,
             IoKind::Write => match self.write(&deferred).await {
                 Ok(is_done) if is_done => return self.channels.complete(&deferred, Ok(())),
@@ -391,7 +402,7 @@ impl Ploop {
         self.tasks.drained().await;
         self.channels.barrier().await;
         let closed = async {
-            self.make_durable().await?;
+            self.flush().await?;
             let top = self.top();
             top.set_in_use(top.closed_mark()).await
         };

@@ -3,7 +3,7 @@
 
 use super::delta::{Delta, NotWritten};
 use super::image::header::{HEADER_SLOTS, PAGE_SLOTS};
-use super::map::{Place, PloopDev, SICK};
+use super::map::{Place, PloopDev, UNSETTLED};
 use super::owner::Ploop;
 use crate::device::SECTOR_BYTES;
 use crate::errno::Errno;
@@ -157,6 +157,7 @@ impl Ploop {
         place: Option<u64>,
         publish: Place,
     ) -> Result<(), NotWritten> {
+        self.note_unsettled();
         let (done, answer) = oneshot::channel();
         self.changes.borrow_mut().push(Change {
             cluster,
@@ -239,21 +240,49 @@ impl Ploop {
     /// What the BAT on the disk says is not known until [`Ploop::mend`] has succeeded.
     pub(super) fn note_sick(&self) {
         self.count(|counters| counters.bat_failures += 1);
-        self.dev.set_state(SICK, true);
+        self.note_unsettled();
     }
 
-    /// Makes the BAT on the disk what it ought to be. Until then a flush cannot be answered.
+    /// Flushes come to the owner, until [`Ploop::mend`] finds nothing left to do.
+    pub(super) fn note_unsettled(&self) {
+        self.dev.set_state(UNSETTLED, true);
+    }
+
+    /// Makes the BAT on the disk what it ought to be, durably. Until then a flush cannot be answered.
     pub(super) async fn mend(&self) -> Result<(), Errno> {
-        if self.dev.state() & SICK == 0 {
+        if self.dev.state() & UNSETTLED == 0 {
             return Ok(());
         }
         let failures = self.counters().bat_failures;
         let top = self.top();
         top.mend(|page| self.note_bat_dirty(page)).await?;
-        if failures == self.counters().bat_failures && !top.is_sick() {
-            self.dev.set_state(SICK, false);
+        let told = self.told_errors.get() == top.nr_flush_errors();
+        if failures == self.counters().bat_failures && top.is_settled() && told {
+            self.dev.set_state(UNSETTLED, false);
         }
         // Otherwise it has failed again: the flush that is tried next finds out.
         Ok(())
+    }
+
+    /// A flush of a guest, or for all of them. Error also if another has failed since the last one: what guests had
+    /// written in place may be lost with it.
+    pub(super) async fn flush(&self) -> Result<(), Errno> {
+        let top = self.top();
+        let told = self.told_errors.get();
+        let flushed = self.make_durable().await;
+        self.told_errors.set(top.nr_flush_errors());
+        match told == top.nr_flush_errors() {
+            true => flushed,
+            false => Err(flushed.err().unwrap_or(Errno::EIO)),
+        }
+    }
+
+    /// Another delta is the top one, and guests write there. No I/O is under way.
+    pub(super) fn set_top(&self, old: &Delta, new: &Delta) {
+        let untold = old.nr_flush_errors().wrapping_sub(self.told_errors.get());
+        self.told_errors
+            .set(new.nr_flush_errors().wrapping_sub(untold));
+        self.dev.set_top(new.base(), new.source.flushes);
+        self.note_unsettled();
     }
 }

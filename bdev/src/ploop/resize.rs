@@ -170,6 +170,8 @@ impl Ploop {
     /// Everything between the present BAT and the new data area reads as holes.
     async fn clear_new_entries(&self, header: &Header, new: &Header) -> Result<(), Errno> {
         let top = self.top();
+        self.note_unsettled();
+        let errors = top.nr_flush_errors();
         let last = header.nr_pages().saturating_sub(1);
         {
             // Behind the last entry there may be anything.
@@ -186,6 +188,11 @@ impl Ploop {
         if first < end {
             top.source.device.zero(first, end - first).await?;
         }
-        top.flush().await
+        top.flush().await?;
+        // What another flush has lost this one does not tell.
+        match errors == top.nr_flush_errors() {
+            true => Ok(()),
+            false => Err(Errno::EIO),
+        }
     }
 }

@@ -152,7 +152,7 @@ impl Ploop {
                 held_writes: backup.held.borrow().len(),
                 left: backup.deadline.get().map(|at| at.saturating_sub(now)),
             }),
-            bat_unsure: self.dev.state() & super::map::SICK != 0,
+            bat_unsure: self.top().is_sick(),
             cache: self.cache.stats(),
             counters: self.counters(),
         }

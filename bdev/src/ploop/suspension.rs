@@ -35,7 +35,7 @@ impl Ploop {
         let Some(guard) = self.hold().await else {
             return Ok(());
         };
-        let flushed = self.make_durable().await;
+        let flushed = self.flush().await;
         match flushed {
             Ok(()) if self.ending.get() => {
                 self.serve_again(Some(guard));

@@ -49,6 +49,7 @@ impl Ploop {
 
     /// Takes a free cluster of the top delta. Error: ENOSPC.
     pub(super) fn allocate(&self, top: &Delta) -> Result<u64, Errno> {
+        self.note_unsettled();
         top.allocate().ok_or_else(|| {
             log::warn!("image '{}' is full", top.source.name);
             Errno::ENOSPC
