@@ -3,7 +3,8 @@
 use crate::disk::Disk;
 use crate::executor::{Coverage, Executor};
 use crate::faults::FaultRates;
-use crate::history::Moment;
+use crate::history::{History, Moment};
+use crate::losses::Losses;
 use bdev::runtime::Runtime;
 use futures::future::{Either, select};
 use std::cell::{Cell, RefCell};
@@ -25,6 +26,8 @@ pub struct Course {
     running: Rc<Cell<u64>>,
     /// Something in this life may fail.
     pub faulty: Cell<bool>,
+    /// What disks have lost, and whether anybody knows.
+    pub losses: Losses,
     next_value: Cell<u64>,
     clock: Cell<Moment>,
     failure: RefCell<Option<String>>,
@@ -38,6 +41,7 @@ impl Course {
             stopping: Cell::new(false),
             running: Rc::default(),
             faulty: Cell::new(false),
+            losses: Losses::default(),
             next_value: Cell::new(1),
             clock: Cell::new(1),
             failure: RefCell::default(),
@@ -183,6 +187,8 @@ pub trait Lives: Deref<Target = Course> + Sized + 'static {
     fn begin(executor: &Rc<Executor>) -> Rc<Self>;
     /// Its disks.
     fn all_disks(&self) -> Vec<&Rc<Disk>>;
+    /// What the model knows of the volumes whose data is, in part, on a disk, by its number among all.
+    fn on_disk(&self, number: usize, visit: &mut dyn FnMut(&mut History));
     /// One life, from opening to the moment before the power cut.
     fn live(
         self: Rc<Self>,
@@ -207,6 +213,14 @@ pub fn run<L: Lives>(seed: u64, options: Options) -> Result<Coverage, String> {
         executor.start_tracing();
     }
     let world = L::begin(&executor);
+    for (number, disk) in world.all_disks().into_iter().enumerate() {
+        let world = Rc::downgrade(&world);
+        disk.watch_losses(move || {
+            let Some(world) = world.upgrade() else { return };
+            let loss = world.losses.add();
+            world.on_disk(number, &mut |history| history.lose(&loss));
+        });
+    }
     for number in 0..NR_LIVES {
         executor.trace(|| format!("life {number}"));
         for disk in world.all_disks() {
@@ -218,6 +232,7 @@ pub fn run<L: Lives>(seed: u64, options: Options) -> Result<Coverage, String> {
         world.last_moment()?;
         executor.forget_tasks();
         world.running.set(0);
+        world.losses.forget();
         for disk in world.all_disks() {
             disk.crash();
         }

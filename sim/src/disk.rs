@@ -4,6 +4,9 @@
 //! sector, in any of the versions written since the last flush; a write under way may be there in
 //! part. I/O may fail, be slow, or hang; sectors may become unreadable until they are written again; the
 //! disk may grow, or be gone.
+//!
+//! A flush that fails may lose what it was to make durable: older versions come back, without a power cut. It
+//! says so once: the flushes under way then all fail, and a later one knows nothing of it.
 
 use crate::executor::Executor;
 use crate::faults::FaultRates;
@@ -95,6 +98,10 @@ pub struct Disk {
     /// Of each block the number of the last write that reached it, power cut or not.
     reached: RefCell<BTreeMap<u64, u64>>,
     rates: Cell<FaultRates>,
+    /// Failed flushes that have lost something.
+    losses: Cell<u64>,
+    /// Told of each.
+    watcher: RefCell<Option<Box<dyn Fn()>>>,
     /// Physical sectors that cannot be read.
     latent: RefCell<BTreeSet<u64>>,
     removed: Cell<bool>,
@@ -120,6 +127,8 @@ impl Disk {
             writes: Cell::new(0),
             reached: RefCell::default(),
             rates: Cell::default(),
+            losses: Cell::new(0),
+            watcher: RefCell::default(),
             latent: RefCell::default(),
             removed: Cell::new(false),
         })
@@ -128,6 +137,11 @@ impl Disk {
     /// Sets the faults to come.
     pub fn set_faults(&self, rates: FaultRates) {
         self.rates.set(rates);
+    }
+
+    /// Has somebody told when writes are lost.
+    pub fn watch_losses(&self, watcher: impl Fn() + 'static) {
+        *self.watcher.borrow_mut() = Some(Box::new(watcher));
     }
 
     /// The disk is gone: every I/O fails from now on.
@@ -282,11 +296,16 @@ impl Disk {
 
     /// Makes durable what was written before the call.
     pub async fn flush_all(&self) -> Result<(), Errno> {
-        let until = self.writes.get();
+        let (until, losses) = (self.writes.get(), self.losses.get());
         self.take_time().await?;
         let rates = self.rates.get();
+        if self.losses.get() > losses {
+            self.executor.count("flush error because of another");
+            return Err(EIO);
+        }
         if self.executor.one_in(rates.flush_error) {
             self.executor.count("flush error");
+            self.lose(until);
             return Err(EIO);
         }
         if self.executor.one_in(rates.lost_flush) {
@@ -307,34 +326,63 @@ impl Disk {
         Ok(())
     }
 
-    /// Power fails. Faults, also unreadable sectors, are over afterwards.
-    pub fn crash(&self) {
-        let cached = self.cached.take();
-        let mut durable = self.durable.borrow_mut();
+    /// Of each physical sector with unflushed writes up to number `until`: the last that is kept by chance. 0: none.
+    /// Blocks of a physical sector written at once stay together.
+    fn roll_kept(&self, until: u64) -> BTreeMap<u64, u64> {
         let luck = self.executor.below(4);
-        let mut units: BTreeMap<u64, Vec<(u64, u64, Content)>> = BTreeMap::new();
-        for (block, versions) in cached {
-            let unit = units.entry(self.physical(block)).or_default();
-            unit.extend(versions.into_iter().map(|(n, c)| (n, block, c)));
+        let mut units: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (block, versions) in self.cached.borrow().iter() {
+            let unit = units.entry(self.physical(*block)).or_default();
+            unit.extend(versions.iter().map(|(n, _)| *n).filter(|n| *n <= until));
         }
-        for (_, mut unit) in units {
-            unit.sort_by_key(|(number, _, _)| *number);
+        let kept = |(sector, mut unit): (u64, Vec<u64>)| {
+            unit.sort_unstable();
             let kept = match luck {
                 0 => 0,
                 1 => unit.len() as u64,
                 _ => self.executor.below(unit.len() as u64 + 1),
             };
-            // Blocks of a physical sector written at once stay together.
-            let last = kept
-                .checked_sub(1)
-                .and_then(|i| unit.get(i as usize))
-                .map_or(0, |(number, _, _)| *number);
-            for (number, block, content) in unit {
-                if number <= last
-                    && let Some(slot) = durable.get_mut(block as usize)
-                {
-                    *slot = content;
-                }
+            let last = kept.checked_sub(1).and_then(|i| unit.get(i as usize));
+            (sector, last.copied().unwrap_or_default())
+        };
+        units.into_iter().map(kept).collect()
+    }
+
+    /// A flush of the writes up to number `until` has failed: some of them are gone.
+    fn lose(&self, until: u64) {
+        let kept = self.roll_kept(until);
+        let mut nr_lost = 0;
+        self.cached.borrow_mut().retain(|block, versions| {
+            let last = kept.get(&self.physical(*block)).copied();
+            let before = versions.len();
+            versions.retain(|(n, _)| *n > until || last.is_none_or(|last| *n <= last));
+            nr_lost += before - versions.len();
+            !versions.is_empty()
+        });
+        if nr_lost == 0 {
+            return;
+        }
+        self.executor.count("writes lost by a flush error");
+        let name = self.name;
+        self.executor
+            .trace(|| format!("{name} lost {nr_lost} versions up to number {until}"));
+        self.losses.set(self.losses.get() + 1);
+        if let Some(watcher) = &*self.watcher.borrow() {
+            watcher();
+        }
+    }
+
+    /// Power fails. Faults, also unreadable sectors, are over afterwards.
+    pub fn crash(&self) {
+        let kept = self.roll_kept(u64::MAX);
+        let mut durable = self.durable.borrow_mut();
+        for (block, versions) in self.cached.take() {
+            let last = kept.get(&self.physical(block)).copied().unwrap_or_default();
+            let newest = versions.into_iter().rev().find(|(n, _)| *n <= last);
+            if let Some((_, content)) = newest
+                && let Some(slot) = durable.get_mut(block as usize)
+            {
+                *slot = content;
             }
         }
         self.rates.set(FaultRates::default());

@@ -12,7 +12,7 @@ pub struct FaultRates {
     pub read_error: u64,
     /// A write fails, perhaps after part of it has been written.
     pub write_error: u64,
-    /// A flush fails; nothing becomes durable by it.
+    /// A flush fails; nothing becomes durable by it, and what it was to make durable may be lost.
     pub flush_error: u64,
     /// A write leaves a physical sector that cannot be read until it is written again.
     pub latent: u64,

@@ -4,7 +4,9 @@
 //! began, by a write that began after it had ended. After a crash only replacements that a completed
 //! flush made durable count. Discards are writes of what a hole shows.
 
+use crate::losses::Loss;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 /// Counts events; later events have larger numbers.
 pub type Moment = u64;
@@ -13,7 +15,7 @@ pub type Moment = u64;
 const OPEN: Moment = Moment::MAX;
 
 /// One write of one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
     value: u64,
     began: Moment,
@@ -21,11 +23,30 @@ pub struct Write {
     /// It may have happened or not: it failed, or is one of several possible beginnings.
     doubtful: bool,
     durable: bool,
+    /// A disk that it was on has lost something since.
+    lost: Option<Rc<Loss>>,
 }
 
 impl Write {
+    /// The beginning of a volume.
+    fn first(value: u64) -> Self {
+        Write {
+            value,
+            began: 0,
+            ended: 0,
+            doubtful: false,
+            durable: true,
+            lost: None,
+        }
+    }
+
+    fn is_doubtful(&self) -> bool {
+        let is_excused = |loss: &Rc<Loss>| !self.durable || loss.is_excused();
+        self.doubtful || self.lost.as_ref().is_some_and(is_excused)
+    }
+
     fn is_replaced_by(&self, other: &Write) -> bool {
-        !other.doubtful && other.began > self.ended
+        !other.is_doubtful() && other.began > self.ended
     }
 }
 
@@ -34,6 +55,8 @@ impl Write {
 pub enum Since {
     /// A read that began at this moment: every write that had ended by then counts.
     Read(Moment),
+    /// Nothing: what a disk has lost is on its way out.
+    Loss,
     /// What is not durable may be gone.
     Crash,
     /// The same for something that began at this moment, before the crash.
@@ -62,17 +85,8 @@ pub struct Pending {
 impl History {
     /// A volume of these values.
     pub fn new(values: impl Iterator<Item = u64>) -> Self {
-        let block = |value| {
-            vec![Write {
-                value,
-                began: 0,
-                ended: 0,
-                doubtful: false,
-                durable: true,
-            }]
-        };
         History {
-            blocks: values.map(block).collect(),
+            blocks: values.map(|value| vec![Write::first(value)]).collect(),
             born: None,
             reads: BTreeSet::new(),
         }
@@ -89,6 +103,7 @@ impl History {
                         ended: write.ended.min(until),
                         doubtful: true,
                         durable: true,
+                        lost: None,
                         ..*write
                     })
                     .collect()
@@ -158,6 +173,7 @@ impl History {
                 ended: OPEN,
                 doubtful: true,
                 durable: false,
+                lost: None,
             });
         }
         Pending {
@@ -182,9 +198,23 @@ impl History {
         let oldest = self.reads.first().copied().unwrap_or(OPEN);
         for block in &mut self.blocks {
             for write in block.iter_mut() {
-                write.durable |= write.ended < began;
+                if write.ended < began {
+                    write.durable = true;
+                    write.lost.take_if(|loss| !loss.is_excused());
+                }
             }
             forget_replaced(block, oldest);
+        }
+    }
+
+    /// A disk has lost something: what is not durable may be old or new, if somebody has been told when it is
+    /// said to be durable.
+    pub fn lose(&mut self, loss: &Rc<Loss>) {
+        for write in self.blocks.iter_mut().flatten() {
+            let is_excused = write.lost.as_ref().is_some_and(|loss| loss.is_excused());
+            if !write.durable && !is_excused {
+                write.lost = Some(loss.clone());
+            }
         }
     }
 
@@ -212,7 +242,9 @@ impl History {
     ) -> Result<(), String> {
         for (at, (block, value)) in (first..).zip(self.range(first, found.len() as u64).zip(found))
         {
-            if !possible(block, since, now).any(|write| write.value == *value) {
+            if since != Since::Loss
+                && !possible(block, since, now).any(|write| write.value == *value)
+            {
                 let may: Vec<u64> = possible(block, since, now).map(|w| w.value).collect();
                 return Err(format!(
                     "block {at} holds {value:#x}, may hold {may:x?} ({since:?}; history {block:?})"
@@ -231,13 +263,7 @@ impl History {
     /// `found`: that is what it holds from now on.
     pub fn settle(&mut self, found: &[u64]) {
         for (block, value) in self.blocks.iter_mut().zip(found) {
-            *block = vec![Write {
-                value: *value,
-                began: 0,
-                ended: 0,
-                doubtful: false,
-                durable: true,
-            }];
+            *block = vec![Write::first(*value)];
         }
         self.born = None;
     }
@@ -264,7 +290,7 @@ impl History {
             let Some((_, ended)) = shown else { continue };
             if let Some(missed) = block
                 .iter()
-                .find(|w| !w.doubtful && w.ended < latest && w.began > *ended)
+                .find(|w| !w.is_doubtful() && w.ended < latest && w.began > *ended)
             {
                 return Err(format!(
                     "not one moment of its origin: block {at} lacks {missed:?}, ended before {latest}, which is there"
@@ -283,6 +309,7 @@ fn possible(block: &[Write], since: Since, until: Moment) -> impl Iterator<Item 
                 write.is_replaced_by(other)
                     && match since {
                         Since::Read(began) => other.ended < began,
+                        Since::Loss => false,
                         Since::Crash => other.durable,
                         Since::CrashAfter(began) => other.durable && other.ended < began,
                     }
@@ -297,8 +324,8 @@ fn forget_replaced(block: &mut Vec<Write>, oldest: Moment) {
     }
     let newest: Vec<Write> = block
         .iter()
-        .filter(|w| w.durable && !w.doubtful && w.ended < oldest)
-        .copied()
+        .filter(|w| w.durable && !w.is_doubtful() && w.ended < oldest)
+        .cloned()
         .collect();
     block.retain(|w| !newest.iter().any(|n| w.is_replaced_by(n)));
 }
@@ -306,6 +333,7 @@ fn forget_replaced(block: &mut Vec<Write>, oldest: Moment) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::losses::Losses;
 
     /// A read sees the last write that ended, or one under way, and nothing older.
     #[test]
@@ -335,6 +363,28 @@ mod tests {
             assert!(history.check(0, &[value], Since::Crash, 7).is_ok());
         }
         assert!(history.check(0, &[0], Since::Crash, 7).is_err());
+    }
+
+    /// What a failed flush has lost may be old, unless a flush that ends well hides it.
+    #[test]
+    fn losses() {
+        let lose_and_flush = |tells: bool| {
+            let losses = Losses::default();
+            let mut history = History::new([0].into_iter());
+            let a = history.begin(0, 1, |_| 7, 1);
+            history.end(&a, true, 2);
+            losses.flush_begins(3);
+            history.lose(&losses.add());
+            // Who may still be told is waited for.
+            assert!(history.check(0, &[0], Since::Read(4), 5).is_ok());
+            losses.flush_ends(3, !tells, 6);
+            history.flushed(7);
+            let old = history.check(0, &[0], Since::Read(8), 9).is_ok();
+            let new = history.check(0, &[7], Since::Read(8), 9).is_ok();
+            (old, new, losses.is_untold_since(1))
+        };
+        assert_eq!(lose_and_flush(true), (true, true, true));
+        assert_eq!(lose_and_flush(false), (false, true, true));
     }
 
     /// A snapshot holds one moment of its origin.

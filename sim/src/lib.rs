@@ -13,6 +13,7 @@ pub mod era;
 pub mod executor;
 pub mod faults;
 pub mod history;
+pub mod losses;
 pub mod ploop;
 pub mod snapshot;
 pub mod thin;

@@ -71,8 +71,16 @@ impl<N: Display> Watched<'_, N> {
 
     /// A flush: what was answered before it began is durable when it has ended well.
     pub async fn flush(&self, io: impl Future<Output = Answer>) -> Result<(), Errno> {
+        self.flush_by(async { io.await.0 }).await
+    }
+
+    /// The same of what flushes as a guest does.
+    pub async fn flush_by<E>(&self, flush: impl Future<Output = Result<(), E>>) -> Result<(), E> {
         let began = self.course.tick();
-        let (result, _) = io.await;
+        self.course.losses.flush_begins(began);
+        let result = flush.await;
+        let now = self.course.tick();
+        self.course.losses.flush_ends(began, result.is_ok(), now);
         if result.is_ok() {
             self.history.borrow_mut().flushed(began);
         }

@@ -7,6 +7,7 @@ use crate::cores::{Cores, request};
 use crate::course::Lives;
 use crate::disk::Disk;
 use crate::executor::Executor;
+use crate::history::History;
 use bdev::era::metadata::EraMetadata;
 use bdev::era::{Era, EraError, EraTarget, EraTargetError, View};
 use bdev::target::IoKind;
@@ -24,6 +25,12 @@ impl Lives for World {
 
     fn all_disks(&self) -> Vec<&Rc<Disk>> {
         vec![&self.metadata, &self.origin]
+    }
+
+    fn on_disk(&self, number: usize, visit: &mut dyn FnMut(&mut History)) {
+        if number > 0 {
+            visit(&mut self.history.borrow_mut());
+        }
     }
 
     async fn live(self: Rc<Self>, number: u64, lying: bool) -> Result<(), String> {

@@ -7,6 +7,7 @@ use crate::cores::Cores;
 use crate::course::Lives;
 use crate::disk::Disk;
 use crate::executor::Executor;
+use crate::history::History;
 use bdev::ploop::image::survey::Survey;
 use bdev::ploop::{Ploop, PloopTarget};
 use bdev::target::IoKind;
@@ -24,6 +25,10 @@ impl Lives for World {
 
     fn all_disks(&self) -> Vec<&Rc<Disk>> {
         self.disks().iter().collect()
+    }
+
+    fn on_disk(&self, _: usize, visit: &mut dyn FnMut(&mut History)) {
+        visit(&mut self.history.borrow_mut());
     }
 
     async fn live(self: Rc<Self>, number: u64, lying: bool) -> Result<(), String> {

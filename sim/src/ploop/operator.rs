@@ -205,14 +205,19 @@ impl Operator {
         }
     }
 
+    /// Has the device suspended, which flushes. False: it failed.
+    async fn stop_service(&self) -> bool {
+        let watched = self.client.watched();
+        let suspended = watched.flush_by(self.ploop.suspend()).await;
+        self.judge("suspend", suspended).is_some()
+    }
+
     async fn suspend(&self) {
         let world = &self.world;
-        let began = world.tick();
-        if self.judge("suspend", self.ploop.suspend().await).is_none() {
+        if !self.stop_service().await {
             return;
         }
         world.executor.count("suspensions");
-        world.history.borrow_mut().flushed(began);
         for _ in 0..world.executor.below(10) {
             world.executor.delay().await;
         }
@@ -242,7 +247,7 @@ impl Operator {
         if chain.lower.last() != Some(&before) || chain.top == before {
             return;
         }
-        if self.judge("suspend", self.ploop.suspend().await).is_none() {
+        if !self.stop_service().await {
             return;
         }
         self.judge("set_noresume", self.ploop.set_noresume(true));

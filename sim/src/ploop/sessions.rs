@@ -80,7 +80,8 @@ impl Operator {
     async fn compare_copy(&self, copy: &BTreeMap<u64, Vec<u8>>) {
         let world = &self.world;
         let top = world.disk(world.chain.borrow().top);
-        if self.ploop.status().bat_unsure {
+        // What was copied before the disk lost it is not told again.
+        if self.ploop.status().bat_unsure || world.losses.has_any() {
             return;
         }
         let Ok(survey) = Survey::of(&*top).await else {
@@ -137,7 +138,8 @@ impl Operator {
         }
         let part = chosen.clone().unwrap_or(0..nr);
         let read = self.read_backup(&uuid, part.collect()).await;
-        if let Some(read) = read {
+        // What was answered before the backup began may be lost since.
+        if let Some(read) = read.filter(|_| !world.losses.has_any()) {
             check_picture(world, picture, &read, chosen.is_none());
         }
         self.judge("push_backup_stop", self.ploop.push_backup_stop(&uuid));

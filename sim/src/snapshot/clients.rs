@@ -6,7 +6,7 @@ use crate::disk::GARBAGE;
 use crate::history::Since;
 use crate::watched::Watched;
 use bdev::errno::Errno;
-use bdev::snapshot::{SnapshotTarget, State, Volume};
+use bdev::snapshot::{SnapshotTarget, State, StoreKind, Volume};
 use bdev::target::{IoKind, Request};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -135,7 +135,14 @@ impl Io<'_> {
         });
         let (first, count) = self.place();
         let io = self.io(request(IoKind::Read, first, count), Vec::new());
-        let (result, _) = self.watched().read(first, Since::Read, io).await;
+        let config = self.world.shape.snapshots.get(self.number.wrapping_sub(1));
+        let transient = config.is_some_and(|config| config.store == StoreKind::Transient);
+        // Copies are lost, and the snapshot is not yet invalid.
+        let since = |began| match transient && self.world.losses.is_untold_since(began) {
+            true => Since::Loss,
+            false => Since::Read(began),
+        };
+        let (result, _) = self.watched().read(first, since, io).await;
         result.is_ok()
     }
 

@@ -7,6 +7,7 @@ use crate::cores::Cores;
 use crate::course::Lives;
 use crate::disk::Disk;
 use crate::executor::Executor;
+use crate::history::History;
 use bdev::snapshot::store::check;
 use bdev::snapshot::{Condition, Origin, SnapshotError, SnapshotTarget, State, StoreKind, Volume};
 use bdev::target::BaseId;
@@ -24,6 +25,14 @@ impl Lives for World {
 
     fn all_disks(&self) -> Vec<&Rc<Disk>> {
         self.disks().iter().collect()
+    }
+
+    /// A snapshot shows what its own disk has, or what the origin's had when it was made and keeps durably. A merge
+    /// has the origin show both.
+    fn on_disk(&self, number: usize, visit: &mut dyn FnMut(&mut History)) {
+        let merges = number > 0 && self.use_of(number - 1) == Use::Merging;
+        let target = self.target(if merges { 0 } else { number });
+        visit(&mut target.history.borrow_mut());
     }
 
     async fn live(self: Rc<Self>, _: u64, lying: bool) -> Result<(), String> {

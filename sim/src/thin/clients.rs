@@ -135,6 +135,10 @@ impl Client {
 
     /// Since when a read that began at `began` and ends now must have seen what.
     fn since(&self, began: Moment) -> Since {
+        if self.world.losses.is_untold_since(began) {
+            // New blocks may show what they held before, until their mappings are gone.
+            return Since::Loss;
+        }
         match self.pool.shared().mode() {
             // It has gone back to its last commit.
             PoolMode::ReadOnly | PoolMode::Fail => Since::CrashAfter(began),

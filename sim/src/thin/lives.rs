@@ -8,7 +8,7 @@ use crate::cores::{Cores, request};
 use crate::course::Lives;
 use crate::disk::Disk;
 use crate::executor::Executor;
-use crate::history::Since;
+use crate::history::{History, Since};
 use bdev::target::IoKind;
 use bdev::thin::metadata::check::clear_needs_check;
 use bdev::thin::metadata::{OpenOptions, ThinMetadata};
@@ -29,6 +29,14 @@ impl Lives for World {
     fn all_disks(&self) -> Vec<&Rc<Disk>> {
         let disks = [&self.metadata, &self.data].into_iter();
         disks.chain(&self.origin).collect()
+    }
+
+    fn on_disk(&self, number: usize, visit: &mut dyn FnMut(&mut History)) {
+        if number > 0 {
+            for volume in self.volumes.borrow().values() {
+                visit(&mut volume.history.borrow_mut());
+            }
+        }
     }
 
     async fn live(self: Rc<Self>, number: u64, lying: bool) -> Result<(), String> {

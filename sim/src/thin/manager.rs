@@ -201,7 +201,11 @@ impl Manager {
             self.world.executor.delay().await;
         }
         let began = self.world.tick();
-        match self.pool.deactivate(volume.id).await {
+        self.world.losses.flush_begins(began);
+        let closed = self.pool.deactivate(volume.id).await;
+        let now = self.world.tick();
+        self.world.losses.flush_ends(began, closed.is_ok(), now);
+        match closed {
             Ok(()) if !self.pool.shared().mode().refuses_changes() => {
                 self.world.executor.count("deactivations");
                 volume.history.borrow_mut().flushed(began);
