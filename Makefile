@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era demo-snapshot demo-replicate run bench bench-pools bench-stalls bench-many bench-charts docs clean
+.PHONY: help cargo spdk tools kernel hugepages build check unit sim mutations fuzz integration interop soak test demo demo-era demo-snapshot demo-replicate demo-backup demo-migrate demo-merge run bench bench-pools bench-stalls bench-many bench-foreground bench-charts docs clean
 
 # Options for the runners, e.g. make integration PYTEST="-k kill_loop"; make unit UNIT="-- btree"
 PYTEST ?=
@@ -88,6 +88,15 @@ demo-snapshot: build ## What snapshots are for: an upgrade of a system rolled ba
 demo-replicate: build ## What replication is for: the network cut, the source lost, the replica takes over, and back
 	@$(PYTHON) spdk-config/replicate $(DEMO)
 
+demo-backup: build ## What backups are for: of a device in use, the drive cut off, the target lost; restored elsewhere
+	@$(PYTHON) spdk-config/backup $(DEMO)
+
+demo-migrate: build ## What migration is for: a device in use moves to another drive, which is cut off meanwhile
+	@$(PYTHON) spdk-config/migrate $(DEMO)
+
+demo-merge: build ## What merging is for: changes of a device in use go into a golden image, killed in the middle
+	@$(PYTHON) spdk-config/merge $(DEMO)
+
 run: build ## As demo, but leaves the target running in the foreground
 	@$(PYTHON) spdk-config/demo --foreground $(DEMO)
 
@@ -102,6 +111,9 @@ bench-stalls: build ## Longest I/O while snapshots are created and a large devic
 
 bench-many: build ## 100,000 thin devices in one pool
 	@$(PYTHON) bench/many $(BENCH)
+
+bench-foreground: build ## What a load keeps of its I/O beside a backup, a replication, a migration
+	@$(PYTHON) bench/foreground $(BENCH)
 
 FIGURES ?= bench.json
 bench-charts: ## Charts of FIGURES=bench.json, written by make bench BENCH='--json bench.json'

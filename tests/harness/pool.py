@@ -23,10 +23,12 @@ def pool_on_files(lab, target, meta_mb=16, data_mb=128, blocks=(512, 512), **par
     return meta, data
 
 
-def host_of(lab, target, bdev, name='host', **options):
-    """Exports a bdev, and makes a host for it. `options` are those of the host's NVMe bdevs."""
-    port = free_port()
-    export(target.process, bdev, [bdev], port)
+def host_of(lab, target, bdev, name='host', port=None, **options):
+    """Exports a bdev, and makes a host for it; with `port` it is exported there already. `options` are those of the
+    host's NVMe bdevs."""
+    if port is None:
+        port = free_port()
+        export(target.process, bdev, [bdev], port)
     config = host_config(lab.folder / f'{name}.json', 'remote', port, bdev, **options)
     host = HostIO(lab.folder, config, 'remoten1', core_mask='0x1')
     host.port = port

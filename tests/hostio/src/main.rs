@@ -53,6 +53,9 @@ enum Command {
         /// Byte offset on the bdev.
         #[arg(long, default_value_t = 0)]
         offset: u64,
+        /// Only what differs from this file, in blocks of 64 KiB.
+        #[arg(long)]
+        since: Option<PathBuf>,
     },
     /// Read from the bdev into a file.
     Read {
@@ -121,7 +124,11 @@ async fn run(args: &Args, command: Command) -> Result<(), String> {
     }
     let disk = transfer::Disk::open(&args.bdev, args.bytes)?;
     match command {
-        Command::Write { file, offset } => disk.write_file(&file, offset).await,
+        Command::Write {
+            file,
+            offset,
+            since,
+        } => disk.write_file(&file, offset, since.as_deref()).await,
         Command::Read {
             file,
             length,

@@ -3,11 +3,15 @@
 use futures::stream::{self, StreamExt, TryStreamExt};
 use spdk::base::{BaseChannel, Descriptor, Info, IoKind};
 use spdk::dma::DmaBuf;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
 const PIECE_BYTES: u64 = 256 << 10;
+
+/// Compared, and written where they differ: a data block.
+const CHANGED_PIECE_BYTES: u64 = 64 << 10;
 
 /// Many at a time: the drive may share its core with us.
 const PIECES_AT_A_TIME: usize = 16;
@@ -16,6 +20,21 @@ const PIECES_AT_A_TIME: usize = 16;
 pub struct Disk {
     channel: BaseChannel,
     info: Info,
+}
+
+/// A file's contents in pieces, each with its place.
+fn pieces(path: &Path, length: u64) -> Result<Vec<(u64, Vec<u8>)>, String> {
+    let mut file = File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mut pieces = Vec::new();
+    for at in (0..).step_by(length as usize) {
+        let mut piece = Vec::new();
+        let read = Read::by_ref(&mut file).take(length).read_to_end(&mut piece);
+        if read.map_err(|e| e.to_string())? == 0 {
+            break;
+        }
+        pieces.push((at, piece));
+    }
+    Ok(pieces)
 }
 
 fn fail(what: &str) -> impl Fn(i32) -> String {
@@ -121,24 +140,27 @@ impl Disk {
         self.flush().await
     }
 
-    /// Copies a file to the bdev, padded with zeroes to whole blocks, and flushes.
-    pub async fn write_file(&self, path: &Path, offset: u64) -> Result<(), String> {
-        let mut file = File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    /// Copies a file to the bdev, padded with zeroes to whole blocks, and flushes. With `since`, only the pieces that
+    /// differ from that file.
+    pub async fn write_file(
+        &self,
+        path: &Path,
+        offset: u64,
+        since: Option<&Path>,
+    ) -> Result<(), String> {
         let block = self.info.block_bytes as usize;
-        let mut pieces = Vec::new();
-        loop {
-            let mut piece = Vec::new();
-            let read = Read::by_ref(&mut file)
-                .take(PIECE_BYTES)
-                .read_to_end(&mut piece);
-            if read.map_err(|e| e.to_string())? == 0 {
-                break;
-            }
-            piece.resize(piece.len().next_multiple_of(block), 0);
-            pieces.push(piece);
+        let length = since.map_or(PIECE_BYTES, |_| CHANGED_PIECE_BYTES);
+        let mut pieces = pieces(path, length)?;
+        if let Some(since) = since {
+            let before: HashMap<_, _> = self::pieces(since, length)?.into_iter().collect();
+            pieces.retain(|(at, piece)| before.get(at) != Some(piece));
         }
-        let starts = (offset..).step_by(PIECE_BYTES as usize);
-        let writes = starts.zip(&pieces).map(|(at, piece)| self.write(at, piece));
+        for (_, piece) in &mut pieces {
+            piece.resize(piece.len().next_multiple_of(block), 0);
+        }
+        let writes = pieces
+            .iter()
+            .map(|(at, piece)| self.write(offset + at, piece));
         let mut writes = stream::iter(writes).buffer_unordered(PIECES_AT_A_TIME);
         while writes.try_next().await?.is_some() {}
         self.flush().await
