@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from harness import options_for_memory, program
-from harness.process import environment, launch
+from harness.process import NO_TRACES, environment, launch
 
 POOL = [
     ('thin_pool_create', {'name': 'pool', 'metadata_bdev': 'meta', 'data_bdev': 'data'}),
@@ -37,7 +37,7 @@ def bdevperf(lab, workload, methods, seconds=2):
         {'method': method, 'params': params} for method, params in methods]}]}))
     env = environment()
     env['LD_PRELOAD'] = program('libspdk_dm.so')
-    process = launch([os.environ['SPDK_DM_BDEVPERF'], '--no-pci', '--huge-unlink', '-m', '0x3', '-r',
+    process = launch([os.environ['SPDK_DM_BDEVPERF'], '--no-pci', '--huge-unlink', *NO_TRACES, '-m', '0x3', '-r',
                       str(lab.folder / 'perf.sock'), '--json', str(config), '-q', '16', '-o', '8192',
                       '-w', workload, '-t', str(seconds), '-T', 't1'] + options_for_memory(512),
                      env, subprocess.PIPE, text=True)

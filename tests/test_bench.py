@@ -67,3 +67,10 @@ def test_rows_are_measured(tmp_path, only):
     assert row['medians']
     for figure in row['medians'].values():
         assert (figure['rate'] if isinstance(figure, dict) else figure) > 0
+
+
+@pytest.mark.parametrize('only', ['full backup at', 'replica at', 'migration at'])
+def test_load_goes_on_beside_other_work(tmp_path, only):
+    (found,) = run(tmp_path, 'foreground', '--only', only, '--size-mib', '32', '--repetitions', '1',
+                   '--alone-seconds', '0.5')['foreground']
+    assert found['ratio'] > 0 and found['without'][0] > 0

@@ -13,8 +13,11 @@ CONFIG = Path(__file__).resolve().parents[1] / 'spdk-config'
 HANG_SECONDS = 500
 
 
-@pytest.mark.parametrize('name', ['backup', 'migrate', 'merge', 'replicate'])
-def test_use_case(name):
-    done = subprocess.run([sys.executable, str(CONFIG / name), '--short'], stdout=subprocess.PIPE,
+@pytest.mark.parametrize('words, told', [
+    (['demo'], 'accepted by 0.9 and 1.1'),
+    *(([name, '--short'], 'right at every step') for name in ('backup', 'migrate', 'merge', 'replicate')),
+], ids=lambda value: value[0] if isinstance(value, list) else '')
+def test_use_case(words, told):
+    done = subprocess.run([sys.executable, str(CONFIG / words[0]), *words[1:]], stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, check=False, timeout=HANG_SECONDS)
-    assert done.returncode == 0 and 'right at every step' in done.stdout, done.stdout
+    assert done.returncode == 0 and told in done.stdout, done.stdout

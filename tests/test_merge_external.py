@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Thin devices merged back into their external origins: nobody who reads the device notices, the origin
-holds all of it in the end, and a kill at any moment loses nothing."""
+"""Thin devices merged back into their external origins: nobody who reads the device notices, and the origin
+holds all of it in the end. That a kill in the middle loses nothing, under load: spdk-config/merge (test_demos.py)."""
 
 import errno
 import json
@@ -9,8 +9,7 @@ import random
 import subprocess
 
 from harness import program, thin_check, thin_dump
-from harness.load import Load
-from harness.pool import aio, host_of, pool_on_files, refused, wait_for
+from harness.pool import aio, host_of, pool_on_files, refused
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -86,58 +85,6 @@ def test_merge(lab):
     # Nobody holds the origin any more.
     target.rpc.call('thin_deactivate', bdev_name='t1')
     target.rpc.call('nbd_export_create', bdev_name='origin', path=str(lab.folder / 'n'), writable=True, exclusive=True)
-    target.stop()
-    thin_check(meta)
-    assert 'mapped_blocks="0"' in thin_dump(meta)
-
-
-def test_killed_under_load(lab):
-    """Merges under writes and unmaps, with the target killed in the middle of some: what was flushed is there, and
-    the next merge goes on. When it has finished and nobody writes, the origin is what the device shows."""
-    meta, data = lab.file('meta', 16), lab.file('data', 128)
-    path, state = lab.folder / 'origin', lab.folder / 'state'
-    # What a load has not written has to be zeroes.
-    lab.file('origin', 64)
-    dice = random.Random(1)
-
-    def start(name):
-        target = lab.target(name=name)
-        for bdev, file in (('meta', meta), ('data', data), ('origin', path)):
-            aio(target, bdev, file)
-        target.rpc.call('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data')
-        target.rpc.call('thin_activate', bdev_name='t1', size_mib=64, origin_bdev='origin', create=True, **DEVICE)
-        return target, host_of(lab, target, 't1')
-
-    for number in range(2):
-        target, host = start(f'target{number}')
-        if number:
-            host.run('verify', str(state))
-        load = Load(host, state, '--seed', str(number), '--slots', '32', '--flush-every', '8', '--workers', '8',
-                    '--clear-every', '4000000000')
-        load.wait_durable(50)
-        target.rpc.call('thin_merge_external', mib_per_second=16, **DEVICE)
-        wait_for(lambda t=target: status(t)['merged_blocks'] > dice.randrange(20, 200))
-        load.wait_more(50)
-        assert status(target)['state'] in ('running', 'finished')
-        target.process.kill()
-        load.kill()
-        thin_check(meta)
-    target, host = start('last')
-    host.run('verify', str(state))
-    load = Load(host, state, '--seed', '9', '--slots', '32', '--flush-every', '8', '--workers', '8',
-                '--clear-every', '4000000000')
-    load.wait_durable(50)
-    # The load goes on meanwhile.
-    code, said = merge(target)
-    assert code == 0, said
-    load.wait_more(50)
-    load.finish()
-    host.run('verify', str(state))
-    assert merge(target)[0] == 0
-    back = lab.folder / 'back'
-    host.run('read', str(back), '--length', str(64 * MIB))
-    assert back.read_bytes() == path.read_bytes()
-    host.run('verify', str(state))
     target.stop()
     thin_check(meta)
     assert 'mapped_blocks="0"' in thin_dump(meta)

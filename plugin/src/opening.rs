@@ -14,6 +14,7 @@ use spdk::base::IoKind;
 use spdk::io_device::IoDevice;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl Registry {
     /// Opens a declared pool that is waiting, and activates what was declared for it; any other is left
@@ -219,6 +220,7 @@ fn pool_config(params: &ThinPoolCreate) -> PoolConfig {
         no_discard_passdown: params.has("no_discard_passdown"),
         read_only: params.has("read_only"),
         error_if_no_space: params.has("error_if_no_space"),
+        no_space_timeout: Duration::from_secs(params.no_space_timeout_s.into()),
         metadata_cache_bytes: params.metadata_cache_mib << 20,
         mapping_cache_bytes: params.mapping_cache_mib << 20,
         ..PoolConfig::new(&params.name)

@@ -42,6 +42,9 @@ fn default_metadata_cache() -> u64 {
 fn default_mapping_cache() -> u64 {
     256
 }
+fn default_no_space_timeout() -> u32 {
+    60
+}
 
 /// `thin_pool_create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,9 @@ pub struct ThinPoolCreate {
     /// The kernel's feature words.
     #[serde(default)]
     pub features: Vec<String>,
+    /// How long writes wait for data space, in seconds; 0: for ever. The kernel's module parameter.
+    #[serde(default = "default_no_space_timeout")]
+    pub no_space_timeout_s: u32,
     /// Limit of the metadata cache.
     #[serde(default = "default_metadata_cache")]
     pub metadata_cache_mib: u64,
@@ -95,6 +101,7 @@ impl ThinPoolCreate {
             data_block_size_sectors: default_block_size(),
             low_water_mark_blocks: 0,
             features: Vec::new(),
+            no_space_timeout_s: default_no_space_timeout(),
             metadata_cache_mib: default_metadata_cache(),
             mapping_cache_mib: default_mapping_cache(),
             wait: false,

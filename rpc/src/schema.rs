@@ -152,6 +152,11 @@ const OWN: &[Method] = &[
                 "Of skip_block_zeroing, ignore_discard, no_discard_passdown, read_only, error_if_no_space",
             ),
             optional(
+                "no_space_timeout_s",
+                Kind::Unsigned,
+                "How long writes wait for data space in seconds, as the kernel's module parameter says (default 60; 0: for ever)",
+            ),
+            optional(
                 "metadata_cache_mib",
                 Kind::Unsigned,
                 "Limit of the metadata cache in MiB (default 64)",

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List
 
-from .process import START_SECONDS, environment, launch, options_for_memory
+from .process import NO_TRACES, START_SECONDS, environment, launch, options_for_memory
 
 # Longer than anything measured takes: the load is ended when all is measured.
 LOAD_SECONDS = 3600
@@ -19,7 +19,7 @@ COPYING = ['-x'] if os.environ.get('SPDK_DM_VERSION', '').startswith('20.') else
 def bdevperf(config: Path, bdev: str, folder: Path, depth: int = 32, core_mask: str = '0x1', memory_mb: int = 384,
              env=None, socket: str = '') -> subprocess.Popen:
     """bdevperf, mixed 4 KiB with 70 % reads, until it is ended."""
-    command = [os.environ['SPDK_DM_BDEVPERF'], '--no-pci', '--huge-unlink', '-m', core_mask, '-r',
+    command = [os.environ['SPDK_DM_BDEVPERF'], '--no-pci', '--huge-unlink', *NO_TRACES, '-m', core_mask, '-r',
                socket or str(folder / 'bdevperf.sock'), '--json', str(config), '-T', bdev, '-q', str(depth), '-o', '4096',
                '-w', 'randrw', '-M', '70', '-t', str(LOAD_SECONDS), *COPYING, *options_for_memory(memory_mb)]
     with open(folder / 'bdevperf.log', 'ab') as log:

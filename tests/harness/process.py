@@ -46,6 +46,10 @@ def options_for_memory(megabytes: int) -> List[str]:
     return ['-s', str(megabytes)] + ([no_huge] if no_huge else [])
 
 
+# As few as there can be: 130 MB of them take half a second to make.
+NO_TRACES = ['--num-trace-entries', '1']
+
+
 # Everything started and not yet seen to be gone, whoever started it and whatever became of him.
 STARTED: List[subprocess.Popen] = []
 
@@ -90,7 +94,7 @@ class SpdkProcess:
         if os.path.exists(self.socket):
             os.unlink(self.socket)
         # Unlinked, hugepages of a killed process are free again.
-        arguments = command + ['--no-pci', '--huge-unlink', '-m', core_mask, '-r', self.socket]
+        arguments = command + ['--no-pci', '--huge-unlink', *NO_TRACES, '-m', core_mask, '-r', self.socket]
         if spdk_major() >= 23:
             # Programs of a test share cores.
             arguments.append('--disable-cpumask-locks')

@@ -46,6 +46,9 @@ pub struct Stress {
     /// Number writes from here on at least: writes to devices that share blocks are told apart.
     #[arg(long, default_value_t = 1)]
     first_sequence: u64,
+    /// Verify first, as `verify` does.
+    #[arg(long)]
+    verify: bool,
 }
 
 /// First sector of a slot. They are spread, and at all offsets from the data blocks.
@@ -145,6 +148,9 @@ impl Stress {
         }
         if self.workers == 0 || self.slots < self.workers {
             return Err(format!("{} slots for {} workers", self.slots, self.workers));
+        }
+        if self.verify {
+            verify(disk, &self.state, false).await?;
         }
         let ledger = Ledger::open_or_make(&self.state, self.slots)?;
         println!("stress: started");
