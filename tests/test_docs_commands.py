@@ -38,7 +38,7 @@ NO_COMMANDS = {'spdk-dm backup 1'}
 # What the targets of the Makefile are executed by, where that is not `make test` itself; `make -n` is tried here.
 MAKE = {
     'demo': 'test_demos.py', 'demo-backup': 'test_demos.py', 'demo-migrate': 'test_demos.py', 'demo-merge': 'test_demos.py',
-    'demo-replicate': 'test_demos.py', 'demo-era': 'test_era.py', 'demo-snapshot': 'test_snapshot_failures.py',
+    'demo-replicate': 'test_demos.py', 'demo-era': 'test_era.py', 'demo-snapshot': 'test_snapshot.py',
     'run': 'a person has to end it; as demo until then', 'help': 'test_setup.py', 'docs': 'test_docs.py', 'bench': 'test_bench.py',
     'bench-pools': 'test_bench.py', 'bench-stalls': 'test_bench.py', 'bench-many': 'test_bench.py',
     'bench-foreground': 'test_bench.py', 'bench-charts': 'draws; takes a set-up of its own', 'build': 'integration',
