@@ -14,13 +14,14 @@ use rpc::params;
 use rpc::params::{
     DmCreate, DmMessage, EraCreate, EraMetadataSnapExport, EraStatus, EraWrittenSince,
     LinearCreate, Name, NbdExportCreate, NbdExportDelete, NbdExportList, PloopAddDelta, PloopCheck,
-    PloopCreate, PloopMerge, PloopNotifyMerged, PloopPushBackupRead, PloopPushBackupStart,
-    PloopPushBackupStop, PloopPushBackupWrite, PloopResize, PloopSetNoresume, PloopSnapshot,
-    PloopStatusOf, PloopTrackingGetNext, PloopUpdateDeltaIndex, PoolName, SnapshotCreate,
-    SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus, ThinActivate,
-    ThinCreate, ThinDeactivate, ThinDelete, ThinDelta, ThinDevice, ThinDump, ThinList,
-    ThinMergeExternal, ThinMetadataSnapExport, ThinPoolCreate, ThinPoolStatus, ThinResume,
-    ThinSetTransactionId, ThinSnapshot, ThinSuspend, ThinSwitch,
+    PloopCreate, PloopMerge, PloopNotifyMerged, PloopPushBackupForget, PloopPushBackupLeft,
+    PloopPushBackupRead, PloopPushBackupStart, PloopPushBackupStop, PloopPushBackupWrite,
+    PloopResize, PloopSetNoresume, PloopSnapshot, PloopStatusOf, PloopTrackingGetNext,
+    PloopUpdateDeltaIndex, PoolName, SnapshotCreate, SnapshotMerge, SnapshotMergeResume,
+    SnapshotOriginCreate, SnapshotStatus, ThinActivate, ThinCreate, ThinDeactivate, ThinDelete,
+    ThinDelta, ThinDevice, ThinDump, ThinList, ThinMergeExternal, ThinMetadataSnapExport,
+    ThinPoolCreate, ThinPoolStatus, ThinResume, ThinSetTransactionId, ThinSnapshot, ThinSuspend,
+    ThinSwitch,
 };
 use serde_json::{Value, json};
 use spdk::rpc::Request;
@@ -436,11 +437,19 @@ impl Backend for Methods {
     }
 
     async fn ploop_push_backup_start(&self, params: PloopPushBackupStart) -> Answer {
-        self.0.ploop_call(&params).await
+        self.0.start_ploop_backup(&params).await
+    }
+
+    async fn ploop_push_backup_left(&self, params: PloopPushBackupLeft) -> Answer {
+        self.0.ploop_backup_left(&params).await
     }
 
     async fn ploop_push_backup_stop(&self, params: PloopPushBackupStop) -> Answer {
-        self.0.ploop_call(&params).await
+        self.0.stop_ploop_backup(&params)
+    }
+
+    async fn ploop_push_backup_forget(&self, params: PloopPushBackupForget) -> Answer {
+        self.0.forget_ploop_backup(&params)
     }
 
     async fn ploop_tracking_start(&self, params: Name) -> Answer {

@@ -392,7 +392,16 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
     p.add_argument('--clusters', dest='clusters', help='Guest clusters to back up, e.g. \'0-99,200\' (default all)')
     p.add_argument('--timeout-s', dest='timeout_s', help='Seconds, 1 to 17999, that a write waits at most; then the backup has expired and all writes go on (default 60)', type=int)
-    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_start', ['name', 'uuid', 'clusters', 'timeout_s']))
+    p.add_argument('--record', dest='record', help='Record what is written from now on, for a backup since this one', action='store_true')
+    p.add_argument('--since', dest='since', help='The same, and back up only what was written since the backup of this uuid')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_start', ['name', 'uuid', 'clusters', 'timeout_s', 'record', 'since']))
+
+    p = subparsers.add_parser('ploop_push_backup_left', help='List guest clusters that have yet to be read, and which of them are holes', description='List guest clusters that have yet to be read, and which of them are holes')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
+    p.add_argument('--begin-cluster', dest='begin_cluster', help='The first of them: next_cluster of the page before', type=int)
+    p.add_argument('--max', dest='max', help='Most clusters to return, 1 to 65536 (default 1024)', type=int)
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_left', ['name', 'uuid', 'begin_cluster', 'max']))
 
     p = subparsers.add_parser('ploop_push_backup_read', help='Take guest clusters that writes wait for; each is told once', description='Take guest clusters that writes wait for; each is told once')
     p.add_argument('name', help='Name of the ploop target')
@@ -414,7 +423,14 @@ def spdk_rpc_plugin_initialize(subparsers):
     p = subparsers.add_parser('ploop_push_backup_stop', help='End a push backup, also one that has expired: all writes go on', description='End a push backup, also one that has expired: all writes go on')
     p.add_argument('name', help='Name of the ploop target')
     p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
-    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_stop', ['name', 'uuid']))
+    p.add_argument('--complete', dest='complete', help='All was read and is safe: another backup can be made since this one, and no more since those before', action='store_true')
+    p.add_argument('--keep', dest='keep', help='With complete: others can still be made since those before, too', action='store_true')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_stop', ['name', 'uuid', 'complete', 'keep']))
+
+    p = subparsers.add_parser('ploop_push_backup_forget', help='Do not record any more what is written since a backup', description='Do not record any more what is written since a backup')
+    p.add_argument('name', help='Name of the ploop target')
+    p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
+    p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_forget', ['name', 'uuid']))
 
     p = subparsers.add_parser('nbd_export_create', help='Serve any bdev over NBD at a Unix socket, to programs of the same user on this machine; shows its URI', description='Serve any bdev over NBD at a Unix socket, to programs of the same user on this machine; shows its URI')
     p.add_argument('bdev_name', help='Name of the bdev')

@@ -6,6 +6,7 @@ mod linear;
 mod metadata_snap;
 mod nbd;
 mod ploop;
+mod push_backup;
 mod snapshot;
 mod switching;
 
@@ -19,10 +20,12 @@ pub use metadata_snap::{
 pub use nbd::{NbdExportCreate, NbdExportDelete, NbdExportList};
 
 pub use ploop::{
-    AsMessage, PloopAddDelta, PloopCheck, PloopCreate, PloopMerge, PloopNotifyMerged,
-    PloopPushBackupRead, PloopPushBackupStart, PloopPushBackupStop, PloopPushBackupWrite,
-    PloopResize, PloopSetNoresume, PloopSnapshot, PloopStatusOf, PloopTrackingGetNext,
-    PloopUpdateDeltaIndex,
+    AsMessage, PloopAddDelta, PloopCheck, PloopCreate, PloopMerge, PloopNotifyMerged, PloopResize,
+    PloopSetNoresume, PloopSnapshot, PloopStatusOf, PloopTrackingGetNext, PloopUpdateDeltaIndex,
+};
+pub use push_backup::{
+    PloopPushBackupForget, PloopPushBackupLeft, PloopPushBackupRead, PloopPushBackupStart,
+    PloopPushBackupStop, PloopPushBackupWrite, PushBackup,
 };
 pub use snapshot::{
     SnapshotCreate, SnapshotMerge, SnapshotMergeResume, SnapshotOriginCreate, SnapshotStatus,

@@ -273,6 +273,11 @@ pub fn ploop_json(status: &PloopStatus) -> Value {
             "held_writes": backup.held_writes,
             "seconds_left": backup.left.map(|left| left.as_secs()),
         })),
+        "recorded_since": status.records.iter().map(|record| json!({
+            "uuid": record.since.to_string(),
+            "complete": record.complete,
+            "changed_clusters": record.changed_clusters,
+        })).collect::<Value>(),
         "bat_unsure": status.bat_unsure,
         "allocated_clusters": counters.allocated,
         "copied_clusters": counters.copied,

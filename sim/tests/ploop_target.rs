@@ -10,7 +10,9 @@ use bdev::device::ByteDevice;
 use bdev::errno::Errno;
 use bdev::ploop::create::create;
 use bdev::ploop::image::{Header, InUse};
-use bdev::ploop::{Direction, Lower, Ploop, PloopConfig, PloopError, PloopTarget, Source, Uuid};
+use bdev::ploop::{
+    Direction, Lower, Of, Ploop, PloopConfig, PloopError, PloopTarget, Source, Uuid,
+};
 use bdev::runtime::Runtime;
 use bdev::target::{BaseId, IoKind, Request};
 use sim::cores::Cores;
@@ -266,7 +268,7 @@ fn refusals() {
         assert_eq!(errno(ploop.merge().await), Errno::EBUSY);
         assert_eq!(errno(ploop.resize(size + CLUSTER).await), Errno::EBUSY);
         assert_eq!(
-            errno(ploop.push_backup_start(uuid("a"), None, None).await),
+            errno(ploop.push_backup_start(uuid("a"), Of::All, None).await),
             Errno::EBUSY
         );
         assert_eq!(
@@ -280,15 +282,16 @@ fn refusals() {
         assert_eq!(errno(ploop.push_backup_read(&uuid("a"), 1)), Errno::EBADF);
         assert_eq!(errno(ploop.push_backup_stop(&uuid("a"))), Errno::ENOENT);
         let beyond = 3..NR_CLUSTERS + 1;
-        let started = ploop.push_backup_start(uuid("a"), Some(std::slice::from_ref(&beyond)), None);
+        let started =
+            ploop.push_backup_start(uuid("a"), Of::Clusters(std::slice::from_ref(&beyond)), None);
         assert_eq!(errno(started.await), Errno::E2BIG);
         ploop
-            .push_backup_start(uuid("a"), None, None)
+            .push_backup_start(uuid("a"), Of::All, None)
             .await
             .unwrap();
         assert_eq!(ploop.push_backup_get_uuid(), Ok(uuid("a")));
         assert_eq!(
-            errno(ploop.push_backup_start(uuid("b"), None, None).await),
+            errno(ploop.push_backup_start(uuid("b"), Of::All, None).await),
             Errno::EEXIST
         );
         assert_eq!(errno(ploop.push_backup_read(&uuid("b"), 1)), Errno::EINVAL);
@@ -315,7 +318,7 @@ fn backups_expire() {
         let timeout = Some(Duration::from_secs(5));
         let (ploop, a) = (&bench.ploop, uuid("a"));
         ploop
-            .push_backup_start(a.clone(), None, timeout)
+            .push_backup_start(a.clone(), Of::All, timeout)
             .await
             .unwrap();
         let began = executor.now();
@@ -330,7 +333,11 @@ fn backups_expire() {
         ploop.push_backup_stop(&a).unwrap();
         // Of clusters that are not listed, writes are not held.
         ploop
-            .push_backup_start(a.clone(), Some(std::slice::from_ref(&(2..3))), timeout)
+            .push_backup_start(
+                a.clone(),
+                Of::Clusters(std::slice::from_ref(&(2..3))),
+                timeout,
+            )
             .await
             .unwrap();
         let began = executor.now();

@@ -96,6 +96,28 @@ impl Marks {
         }
     }
 
+    /// Marks what is marked in another bitmap, where there is room for it.
+    pub(crate) fn add(&self, other: &Marks) {
+        let pairs = self.segments.iter().zip(other.segments.iter());
+        for (mine, theirs) in pairs.filter_map(|(mine, theirs)| mine.get().zip(theirs.get())) {
+            for (mine, theirs) in mine.iter().zip(theirs.iter()) {
+                let found = theirs.load(Ordering::Acquire);
+                if found != 0 {
+                    mine.fetch_or(found, Ordering::Release);
+                }
+            }
+        }
+    }
+
+    /// How many blocks are marked.
+    pub(crate) fn count(&self) -> u64 {
+        let there = self.segments.iter().filter_map(OnceLock::get);
+        let words = there.flat_map(|segment| segment.iter());
+        words
+            .map(|word| u64::from(word.load(Ordering::Acquire).count_ones()))
+            .sum()
+    }
+
     /// No block is marked any more. Cores that have not noticed may still pass writes.
     pub(crate) fn clear(&self) {
         let there = self.segments.iter().filter_map(OnceLock::get);

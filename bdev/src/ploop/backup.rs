@@ -6,7 +6,7 @@
 
 use super::error::PloopError;
 use super::events::PloopEvent;
-use super::map::{BACKUP, PloopTarget};
+use super::map::{BACKUP, Place, PloopTarget};
 use super::owner::Ploop;
 use crate::channel::Deferred;
 use crate::era::marks::Marks;
@@ -26,6 +26,9 @@ const MAX_UUID_BYTES: usize = 39;
 
 /// How long a held write waits, unless told.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Clusters that are looked at for a page of those left.
+const LOOKED_AT_CLUSTERS: u64 = 1 << 18;
 
 /// Longest that can be told.
 const MAX_TIMEOUT: Duration = Duration::from_secs(17_999);
@@ -55,6 +58,29 @@ impl fmt::Display for Uuid {
     }
 }
 
+/// What of the disk a push backup is of.
+#[derive(Debug, Clone, Copy)]
+pub enum Of<'a> {
+    /// All guest clusters.
+    All,
+    /// These.
+    Clusters(&'a [Range<u64>]),
+    /// All, or those that were written since a backup; what is written since this one is recorded.
+    Recorded {
+        /// The backup before.
+        since: Option<&'a Uuid>,
+    },
+}
+
+/// A run of guest clusters that have yet to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// Which.
+    pub clusters: Range<u64>,
+    /// They are nowhere, and read as zeroes.
+    pub holes: bool,
+}
+
 /// A backup that runs, or has expired.
 pub(super) struct Backup {
     pub uuid: Uuid,
@@ -77,14 +103,16 @@ pub(super) struct Backup {
 }
 
 impl Ploop {
-    /// Begins a push backup of all guest clusters, or of these; every write that has been answered is in
-    /// it, none that comes after the answer. `timeout`: how long a write waits at most, none for 60 s.
+    /// Begins a push backup; every write that has been answered is in it, none that comes after the answer.
+    /// `timeout`: how long a write waits at most, none for 60 s. What was written since an earlier backup is
+    /// taken at the same moment, so no write falls between.
     /// Errors: EEXIST, EBUSY while writes are tracked or something else goes on, E2BIG for a cluster that is
-    /// not there, EINVAL for a timeout that cannot be.
+    /// not there, ESTALE for an earlier backup since which nothing is recorded, EINVAL for a timeout that
+    /// cannot be.
     pub async fn push_backup_start(
         &self,
         uuid: Uuid,
-        clusters: Option<&[Range<u64>]>,
+        of: Of<'_>,
         timeout: Option<Duration>,
     ) -> Result<(), PloopError> {
         if self.backup.borrow().is_some() {
@@ -104,19 +132,42 @@ impl Ploop {
         }
         let _message = self.begin_change()?;
         let nr_clusters = self.nr_clusters();
-        let marks = Marks::new(nr_clusters);
         let all = 0..nr_clusters;
-        for range in clusters.unwrap_or(std::slice::from_ref(&all)) {
-            self.check_clusters(range)?;
-            marks.ensure(range.clone());
-            marks.mark(range.clone());
-        }
-        let marks = Arc::new(marks);
-        let remaining = match clusters {
-            None => nr_clusters,
-            Some(_) => all.filter(|cluster| marks.is_marked(*cluster)).count() as u64,
+        let chosen = match of {
+            Of::Clusters(chosen) => chosen,
+            Of::All | Of::Recorded { .. } => std::slice::from_ref(&all),
         };
+        for range in chosen {
+            self.check_clusters(range)?;
+        }
+        if let Of::Recorded { since } = of {
+            self.check_record(&uuid)?;
+            since.map(|since| self.changed_since(since)).transpose()?;
+        }
         let held = self.hold().await;
+        // Nothing is under way now: what was written is in the records.
+        let marks = match of {
+            Of::Recorded { since: Some(since) } => self.changed_since(since),
+            _ => {
+                let marks = Marks::new(nr_clusters);
+                for range in chosen {
+                    marks.ensure(range.clone());
+                    marks.mark(range.clone());
+                }
+                Ok(marks)
+            }
+        };
+        let marks = match marks {
+            Ok(marks) => Arc::new(marks),
+            Err(error) => {
+                self.serve_again(held);
+                return Err(error);
+            }
+        };
+        if let Of::Recorded { .. } = of {
+            self.begin_record(uuid.clone());
+        }
+        let remaining = marks.count();
         let number = self.next_backup.get();
         self.next_backup.set(number + 1);
         *self.backup.borrow_mut() = Some(Rc::new(Backup {
@@ -183,6 +234,41 @@ impl Ploop {
         }
     }
 
+    /// Clusters from `first` on that have yet to be read, up to `max` runs of them, and where to go on.
+    /// Errors: EINVAL, EBADF, ESTALE; what reading the BAT fails with.
+    pub async fn push_backup_left(
+        &self,
+        uuid: &Uuid,
+        first: u64,
+        max: usize,
+    ) -> Result<(Vec<Left>, Option<u64>), PloopError> {
+        let backup = self.active_backup(uuid)?;
+        let mut found: Vec<Left> = Vec::new();
+        let end = backup
+            .nr_clusters
+            .min(first.saturating_add(LOOKED_AT_CLUSTERS));
+        for cluster in first..end {
+            if !backup.marks.is_marked(cluster) {
+                continue;
+            }
+            let place = self.resolve(cluster).await;
+            let place = place.map_err(self.device_error("reading the BAT"))?;
+            let holes = place == Place::Hole;
+            let is_full = found.len() >= max.max(1);
+            match found.last_mut() {
+                Some(last) if last.clusters.end == cluster && last.holes == holes => {
+                    last.clusters.end = cluster + 1;
+                }
+                _ if is_full => return Ok((found, Some(cluster))),
+                _ => found.push(Left {
+                    clusters: cluster..cluster + 1,
+                    holes,
+                }),
+            }
+        }
+        Ok((found, (end < backup.nr_clusters).then_some(end)))
+    }
+
     /// These clusters have been read: what waits for them goes on. Errors: E2BIG, EINVAL, EBADF, ESTALE.
     pub fn push_backup_write(&self, uuid: &Uuid, clusters: Range<u64>) -> Result<(), PloopError> {
         let backup = self.active_backup(uuid)?;
@@ -241,7 +327,23 @@ impl Ploop {
             .ok_or_else(|| PloopError::NoBackup(self.name()))
     }
 
-    /// Ends a backup, also one that has expired: all that waits goes on. Errors: ENOENT, EINVAL.
+    /// Ends a backup that has been read and is safe: from now on another one can be made since it. With `keep`
+    /// also since those before it. Errors: ENOENT, EINVAL, ESTALE, EBUSY if clusters have not been read.
+    pub fn push_backup_complete(&self, uuid: &Uuid, keep: bool) -> Result<(), PloopError> {
+        let backup = self.active_backup(uuid)?;
+        let clusters = backup.remaining.get();
+        if clusters > 0 {
+            let name = self.name();
+            return Err(PloopError::NotComplete { name, clusters });
+        }
+        self.complete_record(uuid, keep);
+        self.backup.take();
+        self.end_backup(&backup);
+        Ok(())
+    }
+
+    /// Ends a backup, also one that has expired: all that waits goes on. What was written since it counts as
+    /// written since the one before. Errors: ENOENT, EINVAL.
     pub fn push_backup_stop(&self, uuid: &Uuid) -> Result<(), PloopError> {
         let backup = match self.backup(uuid) {
             Err(PloopError::NoBackup(name)) => Err(PloopError::NotStarted {
@@ -252,6 +354,7 @@ impl Ploop {
         }?;
         self.backup.take();
         self.end_backup(&backup);
+        self.end_record(uuid);
         Ok(())
     }
 
@@ -263,7 +366,7 @@ impl Ploop {
         self.release(backup);
     }
 
-    fn clusters_of(&self, request: &Request) -> Range<u64> {
+    pub(super) fn clusters_of(&self, request: &Request) -> Range<u64> {
         let last = request.offset_blocks + request.nr_blocks.saturating_sub(1);
         self.dev.cluster(request.offset_blocks)..self.dev.cluster(last) + 1
     }

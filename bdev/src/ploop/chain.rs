@@ -26,6 +26,7 @@ impl Ploop {
         let delta = open_lower(lower, level, &top).await?;
         self.check_base(&delta)?;
         self.chain.borrow_mut().lower.push(delta);
+        self.note_all_changed();
         self.cache.forget(&self.dev, &self.channels).await;
         Ok(())
     }
@@ -139,6 +140,7 @@ impl Ploop {
             chain.top = new_top.clone();
         }
         self.set_top(&old, &new_top);
+        self.note_all_changed();
         self.cache.forget(&self.dev, &self.channels).await;
         Ok(())
     }

@@ -117,6 +117,26 @@ pub enum PloopError {
     /// A held write has waited too long.
     #[error("the push backup of ploop '{0}' has expired; stop it and begin anew")]
     Expired(String),
+    /// What was written since a backup is not known.
+    #[error(
+        "ploop '{name}' has no record of what was written since backup {since} (ploop_status shows since which it has): it was opened again since then, or the backup was not completed; make a full backup"
+    )]
+    NotRecorded {
+        /// The target.
+        name: String,
+        /// The uuid of the backup.
+        since: String,
+    },
+    /// A backup is reported to be complete that is not.
+    #[error(
+        "ploop '{name}': {clusters} clusters of the push backup have not been read; it can be stopped, but is not complete"
+    )]
+    NotComplete {
+        /// The target.
+        name: String,
+        /// Clusters left.
+        clusters: u64,
+    },
     /// Not a cluster of the device.
     #[error("ploop '{name}' has {nr_clusters} clusters, {cluster} is not one of them")]
     OutOfRange {
@@ -144,7 +164,9 @@ impl PloopError {
                 Errno::EINVAL
             }
             PloopError::Damaged { .. } => Errno::EIO,
-            PloopError::InUse(_) | PloopError::Busy { .. } => Errno::EBUSY,
+            PloopError::InUse(_) | PloopError::Busy { .. } | PloopError::NotComplete { .. } => {
+                Errno::EBUSY
+            }
             PloopError::RawSize { .. } => Errno::EPROTO,
             PloopError::TooMany => Errno::EMFILE,
             PloopError::NoLevel { .. } | PloopError::NoLower(_) | PloopError::NotStarted { .. } => {
@@ -156,7 +178,7 @@ impl PloopError {
             PloopError::Interrupted(_) => Errno::EINTR,
             PloopError::Exists { .. } => Errno::EEXIST,
             PloopError::NoBackup(_) => Errno::EBADF,
-            PloopError::Expired(_) => Errno::ESTALE,
+            PloopError::Expired(_) | PloopError::NotRecorded { .. } => Errno::ESTALE,
             PloopError::OutOfRange { .. } => Errno::E2BIG,
             PloopError::Closed(_) => Errno::ENODEV,
         }

@@ -9,6 +9,7 @@ use crate::era::marks::Marks;
 use crate::target::{BaseId, IoKind, Map, Request, Target};
 use crate::thin::cache::{PAGE_BLOCKS, PageTable, Paged, UNMAPPED};
 use arc_swap::ArcSwapOption;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -21,6 +22,8 @@ pub(super) const UNSETTLED: u32 = 1 << 9;
 pub(super) const TRACKING: u32 = 1 << 10;
 /// Writes to what is in [`PloopDev::to_back_up`] wait at the owner.
 pub(super) const BACKUP: u32 = 1 << 11;
+/// Writes are noted in [`PloopDev::changed`].
+pub(super) const RECORDING: u32 = 1 << 13;
 /// The top delta's device knows flush.
 pub(super) const FLUSHES: u32 = 1 << 12;
 const TOP: u32 = 0xff;
@@ -84,6 +87,8 @@ pub struct PloopDev {
     shift: u8,
     /// Clusters of the top image's file that were written, while that is tracked.
     pub(super) dirty: ArcSwapOption<Marks>,
+    /// Guest clusters that were written since the last backup that a record began with.
+    pub(super) changed: ArcSwapOption<Marks>,
     /// Guest clusters that a push backup has yet to read.
     pub(super) to_back_up: ArcSwapOption<Marks>,
 }
@@ -106,6 +111,7 @@ impl PloopDev {
                 false => u8::MAX,
             },
             dirty: ArcSwapOption::empty(),
+            changed: ArcSwapOption::empty(),
             to_back_up: ArcSwapOption::empty(),
         }
     }
@@ -194,6 +200,16 @@ impl PloopDev {
         }
     }
 
+    /// Notes that guest clusters are written.
+    #[inline]
+    pub(super) fn note_changed(&self, clusters: Range<u64>) {
+        if let Some(changed) = &*self.changed.load()
+            && !changed.are_marked(clusters.clone())
+        {
+            changed.mark(clusters);
+        }
+    }
+
     #[inline]
     pub(super) fn is_to_be_backed_up(&self, cluster: u64) -> bool {
         let marks = self.to_back_up.load();
@@ -253,8 +269,9 @@ impl Target for PloopTarget {
                     return Map::Defer;
                 }
                 let block = block + within;
-                if !is_read && state & TRACKING != 0 {
+                if !is_read && state & (TRACKING | RECORDING) != 0 {
                     volume.note_dirty(block, request.nr_blocks);
+                    volume.note_changed(cluster..cluster + 1);
                 }
                 Map::Remap { base, block }
             }

@@ -4,11 +4,12 @@
 //! - [`map`]: the hot path.
 //! - `owner`: the one core where images change; `places`: where clusters are, and how that is changed;
 //!   `writes`, `discards`: what comes to the owner; `suspension`: when nothing does.
-//! - `chain`, `merge`, `resize`, `tracking`, `backup`: the messages. [`status`], `events`: what is told.
+//! - `chain`, `merge`, `resize`, `tracking`, `backup`, `changes`: the messages. [`status`], `events`: what is told.
 //! - [`create`]: new images. [`offline`]: images without a service.
 
 mod backup;
 mod chain;
+mod changes;
 pub mod create;
 mod delta;
 mod discards;
@@ -28,7 +29,8 @@ mod tracking;
 mod unsettled;
 mod writes;
 
-pub use backup::Uuid;
+pub use backup::{Left, Of, Uuid};
+pub use changes::RecordStatus;
 pub use delta::Source;
 pub use error::PloopError;
 pub use events::PloopEvent;

@@ -4,6 +4,7 @@
 //! writing, so that no task is in the middle of something. Messages run one at a time.
 
 use super::backup::Backup;
+use super::changes::Record;
 use super::delta::{Delta, Source};
 use super::error::PloopError;
 use super::events::Watcher;
@@ -131,6 +132,8 @@ pub struct Ploop {
     pub(super) next_backup: Cell<u64>,
     /// Failed flushes of the top delta that guests have been told of.
     pub(super) told_errors: Cell<u64>,
+    /// What was written since earlier ones, the oldest first.
+    pub(super) records: RefCell<Vec<Record>>,
     counters: Cell<PloopCounters>,
     pub(super) tasks: Rc<Tasks>,
     pub(super) closed: Cell<bool>,
@@ -212,6 +215,7 @@ impl Ploop {
             backup: RefCell::default(),
             next_backup: Cell::new(1),
             told_errors: Cell::new(told_errors),
+            records: RefCell::default(),
             counters: Cell::default(),
             tasks: Rc::default(),
             closed: Cell::new(false),
@@ -362,6 +366,9 @@ impl Ploop {
             && let Some(backup) = self.backup_of(&deferred.request)
         {
             return self.hold_for_backup(&backup, deferred);
+        }
+        if !matches!(deferred.request.kind, IoKind::Read | IoKind::Flush) {
+            self.dev.note_changed(self.clusters_of(&deferred.request));
         }
         let result = match deferred.request.kind {
             IoKind::Flush => {

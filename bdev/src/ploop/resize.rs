@@ -49,8 +49,10 @@ impl Ploop {
         let held = self.hold().await;
         let written = top.write_header(new).await;
         if written.is_ok() {
+            let before = self.nr_clusters();
             self.dev
                 .set_nr_logical_blocks(nr_sectors / self.block_sectors());
+            self.note_changed(before..self.nr_clusters());
             // A lower delta may have clusters there.
             self.cache.forget(&self.dev, &self.channels).await;
         } else {

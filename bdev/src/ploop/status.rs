@@ -1,6 +1,7 @@
 //! What is told of a ploop target.
 
 use super::backup::Uuid;
+use super::changes::RecordStatus;
 use super::image::{InUse, Version};
 use super::merge::MergeProgress;
 use super::owner::{Ploop, PloopCounters};
@@ -70,6 +71,8 @@ pub struct PloopStatus {
     pub merge: Option<MergeProgress>,
     /// A push backup.
     pub backup: Option<BackupStatus>,
+    /// Since which backups changes are recorded, the oldest first.
+    pub records: Vec<RecordStatus>,
     /// A write of the BAT has failed: flushes write it again first.
     pub bat_unsure: bool,
     /// The cache of places.
@@ -152,6 +155,7 @@ impl Ploop {
                 held_writes: backup.held.borrow().len(),
                 left: backup.deadline.get().map(|at| at.saturating_sub(now)),
             }),
+            records: self.record_status(),
             bat_unsure: self.top().is_sick(),
             cache: self.cache.stats(),
             counters: self.counters(),

@@ -6,14 +6,12 @@ use crate::registry::Registry;
 use bdev::errno::Errno;
 use bdev::ploop::create::create;
 use bdev::ploop::messages::Message;
-use bdev::ploop::{Direction, Lower, PloopError};
+use bdev::ploop::{Direction, Lower, Of, PloopError};
 use futures::channel::oneshot;
 use futures::future::{Either, select};
 use rpc::RpcError;
 use rpc::dispatch::Answer;
-use rpc::params::{
-    AsMessage, PloopMerge, PloopPushBackupRead, PloopPushBackupWrite, PloopTrackingGetNext,
-};
+use rpc::params::{AsMessage, PloopMerge, PloopTrackingGetNext};
 use serde_json::json;
 use spdk::executor::{sleep, spawn};
 use std::rc::Rc;
@@ -100,8 +98,8 @@ impl Registry {
                 Ok(json!(delta.name))
             }
             Message::PushBackupStart(uuid, clusters, timeout) => {
-                let started = ploop.push_backup_start(uuid, clusters.as_deref(), timeout);
-                done(started.await)
+                let of = clusters.as_deref().map_or(Of::All, Of::Clusters);
+                done(ploop.push_backup_start(uuid, of, timeout).await)
             }
             Message::PushBackupRead(uuid) => {
                 let found = ploop.push_backup_read(&uuid, 1).map_err(refused)?;
@@ -240,23 +238,5 @@ impl Registry {
         let found = open.ploop.tracking_get_next(params.max()?).await;
         let found = found.map_err(refuse(&params.name))?;
         Ok(json!({ "clusters": found, "cluster_bytes": open.ploop.cluster_bytes() }))
-    }
-
-    /// `ploop_push_backup_read`.
-    pub fn ploop_wanted(&self, params: &PloopPushBackupRead) -> Answer {
-        let open = self.use_ploop(&params.name)?;
-        let found = open.ploop.push_backup_read(&params.uuid()?, params.max()?);
-        let found = found.map_err(refuse(&params.name))?;
-        Ok(json!({ "clusters": found, "cluster_bytes": open.ploop.cluster_bytes() }))
-    }
-
-    /// `ploop_push_backup_write`.
-    pub fn ploop_saved(&self, params: &PloopPushBackupWrite) -> Answer {
-        let open = self.use_ploop(&params.name)?;
-        let noted = open
-            .ploop
-            .push_backup_write(&params.uuid()?, params.clusters());
-        noted.map_err(refuse(&params.name))?;
-        Ok(json!(true))
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! Messages that change the chain are carried out one at a time, under [`OpenPloop`]'s lock, and to the end.
 
+mod backups;
 mod chain;
 mod check;
 mod messages;

@@ -2,21 +2,20 @@
 
 use super::{Validate, check_name};
 use crate::RpcError;
+use bdev::ploop::Direction;
 use bdev::ploop::image::header::MAX_CLUSTER_SECTORS;
-use bdev::ploop::messages::{DeltaName, Message, clusters, index};
-use bdev::ploop::{Direction, Uuid};
+use bdev::ploop::messages::{DeltaName, Message, index};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 
 fn default_cache() -> u64 {
     64
 }
 
-fn is_false(flag: &bool) -> bool {
+pub(super) fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-fn refuse(name: &str) -> impl Fn(String) -> RpcError {
+pub(super) fn refuse(name: &str) -> impl Fn(String) -> RpcError {
     move |why| RpcError::invalid(format!("ploop '{name}': {why}"))
 }
 
@@ -247,10 +246,6 @@ macro_rules! messages {
     };
 }
 
-fn uuid(text: &str) -> Result<Uuid, String> {
-    text.parse()
-}
-
 messages! {
     /// `ploop_add_delta`.
     PloopAddDelta {
@@ -304,28 +299,6 @@ messages! {
         1 => Ok(Message::SetNoresume(true)),
         other => Err(format!("noresume is 0 or 1, not {other}")),
     };
-
-    /// `ploop_push_backup_start`.
-    PloopPushBackupStart {
-        /// Its name.
-        uuid: String,
-        /// The guest clusters to be backed up; all without it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        clusters: Option<String>,
-        /// How long a write of the guest waits at most.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        timeout_s: Option<u64>,
-    } => |params| {
-        let of = params.clusters.as_deref().map(clusters).transpose()?;
-        let timeout = params.timeout_s.map(Duration::from_secs);
-        Ok(Message::PushBackupStart(uuid(&params.uuid)?, of, timeout))
-    };
-
-    /// `ploop_push_backup_stop`.
-    PloopPushBackupStop {
-        /// Its name.
-        uuid: String,
-    } => |params| Ok(Message::PushBackupStop(uuid(&params.uuid)?));
 }
 
 /// Most that a method which may return many returns, unless told.
@@ -334,7 +307,7 @@ const DEFAULT_MAX: u64 = 1024;
 /// Most that it can be told.
 const MAX_MAX: u64 = 65536;
 
-fn many(name: &str, max: Option<u64>) -> Result<usize, RpcError> {
+pub(super) fn many(name: &str, max: Option<u64>) -> Result<usize, RpcError> {
     let max = max.unwrap_or(DEFAULT_MAX);
     match (1..=MAX_MAX).contains(&max) {
         true => Ok(usize::try_from(max).unwrap_or(usize::MAX)),
@@ -363,70 +336,5 @@ impl PloopTrackingGetNext {
 impl Validate for PloopTrackingGetNext {
     fn validate(&self) -> Result<(), RpcError> {
         self.max().map(drop)
-    }
-}
-
-/// `ploop_push_backup_read`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PloopPushBackupRead {
-    /// Name of the target.
-    pub name: String,
-    /// The backup.
-    pub uuid: String,
-    /// Most clusters to return.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max: Option<u64>,
-}
-
-impl PloopPushBackupRead {
-    /// The backup.
-    pub fn uuid(&self) -> Result<Uuid, RpcError> {
-        uuid(&self.uuid).map_err(refuse(&self.name))
-    }
-
-    /// Most clusters to return.
-    pub fn max(&self) -> Result<usize, RpcError> {
-        many(&self.name, self.max)
-    }
-}
-
-impl Validate for PloopPushBackupRead {
-    fn validate(&self) -> Result<(), RpcError> {
-        self.uuid()?;
-        self.max().map(drop)
-    }
-}
-
-/// `ploop_push_backup_write`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PloopPushBackupWrite {
-    /// Name of the target.
-    pub name: String,
-    /// The backup.
-    pub uuid: String,
-    /// The first guest cluster that is safe.
-    pub cluster: u64,
-    /// How many are; 1 without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub count: Option<u64>,
-}
-
-impl PloopPushBackupWrite {
-    /// The backup.
-    pub fn uuid(&self) -> Result<Uuid, RpcError> {
-        uuid(&self.uuid).map_err(refuse(&self.name))
-    }
-
-    /// The clusters that are safe.
-    pub fn clusters(&self) -> std::ops::Range<u64> {
-        self.cluster..self.cluster.saturating_add(self.count.unwrap_or(1))
-    }
-}
-
-impl Validate for PloopPushBackupWrite {
-    fn validate(&self) -> Result<(), RpcError> {
-        self.uuid().map(drop)
     }
 }

@@ -29,7 +29,7 @@ const fn of_name(name: &'static str, help: &'static str) -> Method {
 }
 
 /// All of them.
-pub const METHODS: [Method; 23] = [
+pub const METHODS: [Method; 25] = [
     Method {
         name: "ploop_create",
         help: "Make a ploop or Parallels image available as a bdev of this name, alone or with lower deltas; with a size, a bdev of zeroes is formatted first",
@@ -235,6 +235,30 @@ pub const METHODS: [Method; 23] = [
                 Kind::Unsigned,
                 "Seconds, 1 to 17999, that a write waits at most; then the backup has expired and all writes go on (default 60)",
             ),
+            optional(
+                "record",
+                Kind::Flag,
+                "Record what is written from now on, for a backup since this one",
+            ),
+            optional(
+                "since",
+                Kind::String,
+                "The same, and back up only what was written since the backup of this uuid",
+            ),
+        ],
+    },
+    Method {
+        name: "ploop_push_backup_left",
+        help: "List guest clusters that have yet to be read, and which of them are holes",
+        parameters: &[
+            NAME,
+            UUID,
+            optional(
+                "begin_cluster",
+                Kind::Unsigned,
+                "The first of them: next_cluster of the page before",
+            ),
+            MAX,
         ],
     },
     Method {
@@ -259,6 +283,24 @@ pub const METHODS: [Method; 23] = [
     Method {
         name: "ploop_push_backup_stop",
         help: "End a push backup, also one that has expired: all writes go on",
+        parameters: &[
+            NAME,
+            UUID,
+            optional(
+                "complete",
+                Kind::Flag,
+                "All was read and is safe: another backup can be made since this one, and no more since those before",
+            ),
+            optional(
+                "keep",
+                Kind::Flag,
+                "With complete: others can still be made since those before, too",
+            ),
+        ],
+    },
+    Method {
+        name: "ploop_push_backup_forget",
+        help: "Do not record any more what is written since a backup",
         parameters: &[NAME, UUID],
     },
 ];

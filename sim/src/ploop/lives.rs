@@ -11,7 +11,7 @@ use crate::history::History;
 use bdev::ploop::image::survey::Survey;
 use bdev::ploop::{Ploop, PloopTarget};
 use bdev::target::IoKind;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -77,6 +77,7 @@ impl Lives for World {
             world: world.clone(),
             ploop: ploop.clone(),
             client: client(),
+            backed_up: RefCell::default(),
         };
         world.start(operator.run());
         world.remove_later(removal);

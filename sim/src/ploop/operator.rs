@@ -1,9 +1,11 @@
 //! What an operator does to a ploop device while clients work.
 
 use super::clients::Client;
+use super::sessions::BackedUp;
 use super::world::{Chain, NR_DISKS, World};
 use bdev::ploop::{Direction, Ploop, PloopError};
 use bdev::runtime::Runtime;
+use std::cell::RefCell;
 use std::rc::Rc;
 
 /// The operator.
@@ -14,6 +16,8 @@ pub struct Operator {
     pub ploop: Rc<Ploop>,
     /// For I/O of its own.
     pub client: Client,
+    /// The last complete backup since which changes are recorded.
+    pub backed_up: RefCell<Option<BackedUp>>,
 }
 
 impl Operator {
@@ -21,7 +25,7 @@ impl Operator {
     pub async fn run(self) {
         let dice = self.world.executor.clone();
         while !self.world.stopping.get() {
-            match dice.below(16) {
+            match dice.below(17) {
                 0..=2 => self.snapshot().await,
                 3 | 4 => self.merge().await,
                 5 | 6 => self.merge_lower().await,
@@ -29,8 +33,9 @@ impl Operator {
                 9 => self.suspend().await,
                 10 => self.flip().await,
                 11 => self.track().await,
-                12 | 13 => self.back_up().await,
-                14 => {
+                12 => self.back_up().await,
+                13 | 14 => self.back_up_changes().await,
+                15 => {
                     dice.count("caches dropped");
                     self.ploop.drop_cache().await;
                 }

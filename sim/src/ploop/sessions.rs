@@ -6,9 +6,18 @@ use crate::history::{History, Since};
 use bdev::device::{ByteDevice, DataDevice};
 use bdev::errno::Errno;
 use bdev::ploop::image::survey::Survey;
-use bdev::ploop::{PloopError, Uuid};
+use bdev::ploop::{Of, PloopError, Uuid};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// A backup that is complete.
+pub struct BackedUp {
+    uuid: Uuid,
+    /// How many there were.
+    number: u64,
+    /// What a restored disk holds, by cluster.
+    contents: BTreeMap<u64, Vec<u64>>,
+}
 
 impl Operator {
     /// Copies the top image while it is written: at the end the copy is the image.
@@ -126,7 +135,10 @@ impl Operator {
             .ploop
             .push_backup_start(
                 uuid.clone(),
-                chosen.as_ref().map(std::slice::from_ref),
+                match &chosen {
+                    None => Of::All,
+                    Some(chosen) => Of::Clusters(std::slice::from_ref(chosen)),
+                },
                 Some(timeout),
             )
             .await;
@@ -143,6 +155,108 @@ impl Operator {
             check_picture(world, picture, &read, chosen.is_none());
         }
         self.judge("push_backup_stop", self.ploop.push_backup_stop(&uuid));
+    }
+
+    /// Backs up what was written since the last backup that was completed, if there was one: with what was backed
+    /// up before, that is the device of one moment, whatever became of backups in between.
+    pub async fn back_up_changes(&self) {
+        let world = &self.world;
+        let dice = &world.executor;
+        let (number, since, mut contents) = match &*self.backed_up.borrow() {
+            Some(last) => (
+                last.number + 1,
+                Some(last.uuid.clone()),
+                last.contents.clone(),
+            ),
+            None => (1, None, BTreeMap::new()),
+        };
+        let attempt = world.tick();
+        let Ok(uuid) = format!("{number}-{attempt}").parse::<Uuid>() else {
+            return;
+        };
+        let timeout = Duration::from_secs(1 + dice.below(3));
+        let began = world.tick();
+        world.history.borrow_mut().begin_read(began);
+        let of = Of::Recorded {
+            since: since.as_ref(),
+        };
+        let started = self
+            .ploop
+            .push_backup_start(uuid.clone(), of, Some(timeout))
+            .await;
+        let now = world.tick();
+        let picture = world.history.borrow().snapshot(Since::Read(began), now);
+        world.history.borrow_mut().end_read(began);
+        if self.judge("push_backup_start", started).is_none() {
+            return;
+        }
+        let read = self.read_changes(&uuid).await;
+        let is_whole = read.is_some();
+        if let Some(read) = read {
+            contents.extend(read);
+            check_picture(world, picture, &contents, true);
+        }
+        // Somebody may not get to say that it is safe.
+        if !is_whole || dice.one_in(4) {
+            self.judge("push_backup_stop", self.ploop.push_backup_stop(&uuid));
+            return;
+        }
+        match self.ploop.push_backup_complete(&uuid, dice.one_in(3)) {
+            Ok(()) => {
+                dice.count(match since {
+                    Some(_) => "incremental backups",
+                    None => "recorded full backups",
+                });
+                *self.backed_up.borrow_mut() = Some(BackedUp {
+                    uuid,
+                    number,
+                    contents,
+                });
+            }
+            Err(PloopError::Expired(_)) => {
+                self.judge("push_backup_stop", self.ploop.push_backup_stop(&uuid));
+            }
+            Err(error) => world.fail(format!("push_backup_complete: {error}")),
+        }
+        if dice.one_in(8)
+            && let Some(last) = self.backed_up.take()
+            && let Err(error) = self.ploop.push_backup_forget(&last.uuid)
+        {
+            world.fail(format!("push_backup_forget: {error}"));
+        }
+    }
+
+    /// What is left of a backup, holes without being read. None: not all could be.
+    async fn read_changes(&self, uuid: &Uuid) -> Option<BTreeMap<u64, Vec<u64>>> {
+        let (mut to_read, mut found) = (Vec::new(), BTreeMap::new());
+        let mut next = Some(0);
+        while let Some(first) = next {
+            let max = 1 + self.world.executor.below(20) as usize;
+            let page = match self.ploop.push_backup_left(uuid, first, max).await {
+                Err(PloopError::Expired(_)) => return None,
+                other => self.judge("push_backup_left", other)?,
+            };
+            next = page.1;
+            for left in page.0 {
+                match left.holes {
+                    false => to_read.extend(left.clusters),
+                    true => {
+                        let zeroes = vec![0; self.world.shape.per_cluster as usize];
+                        found.extend(
+                            left.clusters
+                                .clone()
+                                .map(|cluster| (cluster, zeroes.clone())),
+                        );
+                        match self.ploop.push_backup_write(uuid, left.clusters) {
+                            Err(PloopError::Expired(_)) => return None,
+                            other => self.judge("push_backup_write", other)?,
+                        }
+                    }
+                }
+            }
+        }
+        found.extend(self.read_backup(uuid, to_read).await?);
+        Some(found)
     }
 
     /// What was read, by cluster. None: not all could be.
