@@ -423,8 +423,8 @@ def spdk_rpc_plugin_initialize(subparsers):
     p = subparsers.add_parser('ploop_push_backup_stop', help='End a push backup, also one that has expired: all writes go on', description='End a push backup, also one that has expired: all writes go on')
     p.add_argument('name', help='Name of the ploop target')
     p.add_argument('uuid', help='Name of the push backup: 1 to 39 characters without spaces')
-    p.add_argument('--complete', dest='complete', help='All was read and is safe: another backup can be made since this one, and no more since those before', action='store_true')
-    p.add_argument('--keep', dest='keep', help='With complete: others can still be made since those before, too', action='store_true')
+    p.add_argument('--complete', dest='complete', help='All was read and is safe: another backup can be made since this one, and no more since the one before', action='store_true')
+    p.add_argument('--keep', dest='keep', help='With complete: another one can still be made since the one before, too', action='store_true')
     p.set_defaults(func=lambda args: _call(args, 'ploop_push_backup_stop', ['name', 'uuid', 'complete', 'keep']))
 
     p = subparsers.add_parser('ploop_push_backup_forget', help='Do not record any more what is written since a backup', description='Do not record any more what is written since a backup')

@@ -85,6 +85,8 @@ pub struct Left {
 pub(super) struct Backup {
     pub uuid: Uuid,
     number: u64,
+    /// The backup that this one is made since.
+    since: Option<Uuid>,
     marks: Arc<Marks>,
     nr_clusters: u64,
     /// Clusters that have yet to be read.
@@ -173,6 +175,10 @@ impl Ploop {
         *self.backup.borrow_mut() = Some(Rc::new(Backup {
             uuid,
             number,
+            since: match of {
+                Of::Recorded { since } => since.cloned(),
+                Of::All | Of::Clusters(_) => None,
+            },
             nr_clusters,
             remaining: Cell::new(remaining),
             marks: marks.clone(),
@@ -328,7 +334,7 @@ impl Ploop {
     }
 
     /// Ends a backup that has been read and is safe: from now on another one can be made since it. With `keep`
-    /// also since those before it. Errors: ENOENT, EINVAL, ESTALE, EBUSY if clusters have not been read.
+    /// also since the one that this was made since. Errors: ENOENT, EINVAL, ESTALE, EBUSY if clusters have not been read.
     pub fn push_backup_complete(&self, uuid: &Uuid, keep: bool) -> Result<(), PloopError> {
         let backup = self.active_backup(uuid)?;
         let clusters = backup.remaining.get();
@@ -336,7 +342,10 @@ impl Ploop {
             let name = self.name();
             return Err(PloopError::NotComplete { name, clusters });
         }
-        self.complete_record(uuid, keep);
+        self.complete_record(uuid);
+        if let (Some(since), false) = (&backup.since, keep) {
+            self.end_record(since);
+        }
         self.backup.take();
         self.end_backup(&backup);
         Ok(())

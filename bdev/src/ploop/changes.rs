@@ -1,8 +1,8 @@
 //! Which guest clusters were written since push backups, so that the next one need not read the rest.
 //!
 //! A record begins at the moment of a backup, while all I/O is held, and the one before it ends there: a write is in
-//! one of them. A record is let go only when a later backup is complete. That of a backup that was not completed is
-//! joined to the one before, so nothing is lost by it. Records are in memory only: who opens the target again begins
+//! one of them. Changes since a backup are what the record that begins with it has, and all later ones. A record that
+//! is not asked for any more is joined to the one before, so nothing is lost by a backup that was not completed. Records are in memory only: who opens the target again begins
 //! with a full backup.
 
 use super::backup::Uuid;
@@ -13,7 +13,7 @@ use crate::era::marks::Marks;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Most backups since which changes are recorded.
+/// Most backups since which changes are recorded; the oldest one makes way.
 const MAX_RECORDS: usize = 16;
 
 /// What was written from one backup to the next one, or until now.
@@ -55,20 +55,15 @@ impl Ploop {
         }
     }
 
-    /// Whether a record can begin with this backup. Errors: EEXIST, EBUSY.
+    /// Whether a record can begin with this backup. Error: EEXIST.
     pub(super) fn check_record(&self, since: &Uuid) -> Result<(), PloopError> {
         let records = self.records.borrow();
-        if records.iter().any(|record| record.since == *since) {
-            return Err(PloopError::Exists {
+        match records.iter().any(|record| record.since == *since) {
+            false => Ok(()),
+            true => Err(PloopError::Exists {
                 name: self.name(),
                 what: "a push backup of this uuid",
-            });
-        }
-        match records.len() < MAX_RECORDS {
-            true => Ok(()),
-            false => Err(self.busy(
-                "changes are recorded since as many backups as possible; ploop_push_backup_forget one of them",
-            )),
+            }),
         }
     }
 
@@ -76,11 +71,17 @@ impl Ploop {
     pub(super) fn begin_record(&self, since: Uuid) {
         let marks = Marks::new(self.capacity);
         marks.grow(self.nr_clusters());
-        self.records.borrow_mut().push(Record {
+        let mut records = self.records.borrow_mut();
+        if records.len() >= MAX_RECORDS {
+            // Who asks for changes since that one is told to make a full backup.
+            records.remove(0);
+        }
+        records.push(Record {
             since,
             complete: false,
             marks: Arc::new(marks),
         });
+        drop(records);
         self.publish_record();
     }
 
@@ -93,16 +94,11 @@ impl Ploop {
         self.dev.set_state(RECORDING, is_any);
     }
 
-    /// A backup is complete: the next one can be made since it. Without `keep` records from before it end.
-    pub(super) fn complete_record(&self, of: &Uuid, keep: bool) {
+    /// A backup is complete: the next one can be made since it.
+    pub(super) fn complete_record(&self, of: &Uuid) {
         let mut records = self.records.borrow_mut();
-        let at = records.iter().position(|record| record.since == *of);
-        let Some(at) = at else { return };
-        if let Some(record) = records.get_mut(at) {
+        for record in records.iter_mut().filter(|record| record.since == *of) {
             record.complete = true;
-        }
-        if !keep {
-            records.drain(..at);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Reading what is to be sent: many requests to the target under way, records in order.
 
-use super::source::{BLOCK_BYTES, Extent};
+use super::source::Extent;
 use super::stream::{End, Piece, Writer};
 use nbd::Kind;
 use nbd::client::{Client, MAX_DEPTH};
@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
-/// What is read at a time.
-const PIECE_BLOCKS: u64 = 4;
+/// What is read at a time, unless a block is larger.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// So much may have to be read again when a stream is cut off.
 const FLUSH_BYTES: u64 = 256 << 20;
@@ -31,9 +31,16 @@ impl Limit {
 
     /// Waits until so many bytes in all are not too many.
     fn wait(&self, bytes: u64) {
-        let Some(rate) = self.bytes_per_s else { return };
+        std::thread::sleep(self.due(bytes));
+    }
+
+    /// How long it takes until so many bytes in all are not too many.
+    pub fn due(&self, bytes: u64) -> Duration {
+        let Some(rate) = self.bytes_per_s else {
+            return Duration::ZERO;
+        };
         let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
-        std::thread::sleep(due.saturating_sub(self.began.elapsed()));
+        due.saturating_sub(self.began.elapsed())
     }
 }
 
@@ -49,6 +56,8 @@ pub enum CopyError {
 pub struct What<'a> {
     /// In ascending order.
     pub extents: &'a [Extent],
+    /// Size of a block.
+    pub block_bytes: u64,
     /// What is before this block is there already.
     pub next_block: u64,
     /// Size of the device.
@@ -58,20 +67,28 @@ pub struct What<'a> {
 impl What<'_> {
     /// How many blocks that is.
     pub fn blocks(&self) -> u64 {
-        pieces(self.extents, self.next_block)
-            .map(|extent| extent.count)
-            .sum()
+        self.pieces().map(|extent| extent.count).sum()
+    }
+
+    /// Extents from `next_block` on, in pieces.
+    fn pieces(&self) -> impl Iterator<Item = Extent> + '_ {
+        let piece_blocks = (PIECE_BYTES / self.block_bytes).max(1);
+        pieces(self.extents, self.next_block, piece_blocks)
     }
 }
 
 /// Extents from `next_block` on, in pieces.
-fn pieces(extents: &[Extent], next_block: u64) -> impl Iterator<Item = Extent> + '_ {
+fn pieces(
+    extents: &[Extent],
+    next_block: u64,
+    piece_blocks: u64,
+) -> impl Iterator<Item = Extent> + '_ {
     extents.iter().flat_map(move |extent| {
         let end = extent.first + extent.count;
         let (mut at, data) = (extent.first.max(next_block), extent.data);
         std::iter::from_fn(move || {
             let first = at;
-            let most = if data { PIECE_BLOCKS } else { u64::MAX };
+            let most = if data { piece_blocks } else { u64::MAX };
             let count = end.checked_sub(first).filter(|left| *left > 0)?.min(most);
             at += count;
             Some(Extent { first, count, data })
@@ -86,7 +103,7 @@ pub fn read_pieces<S: Read + Write>(
     limit: &Limit,
     take: &mut dyn FnMut(Piece) -> io::Result<()>,
 ) -> Result<(), CopyError> {
-    let mut to_read = pieces(what.extents, what.next_block).peekable();
+    let mut to_read = what.pieces().peekable();
     // By first block: what was asked for and is not handed out yet.
     let mut waiting: BTreeMap<u64, (Extent, Option<Vec<u8>>)> = BTreeMap::new();
     let mut asked: HashMap<u64, u64> = HashMap::new();
@@ -94,8 +111,9 @@ pub fn read_pieces<S: Read + Write>(
     loop {
         while waiting.len() < MAX_DEPTH {
             let Some(extent) = to_read.next() else { break };
-            let offset = extent.first * BLOCK_BYTES;
-            let bytes = (extent.count * BLOCK_BYTES).min(what.size_bytes - offset);
+            let offset = extent.first * what.block_bytes;
+            let bytes =
+                (extent.count * what.block_bytes).min(what.size_bytes.saturating_sub(offset));
             let mut contents = None;
             match extent.data {
                 true => {
@@ -118,7 +136,7 @@ pub fn read_pieces<S: Read + Write>(
                 true => {
                     let mut contents = contents.unwrap_or_default();
                     // The device may end within a block.
-                    contents.resize((extent.count * BLOCK_BYTES) as usize, 0);
+                    contents.resize((extent.count * what.block_bytes) as usize, 0);
                     Piece::Data { first, contents }
                 }
                 false => Piece::Unmapped {
@@ -158,7 +176,7 @@ pub fn copy<S: Read + Write, W: Write>(
         let blocks = match &piece {
             Piece::Data { contents, .. } => {
                 unflushed_bytes += contents.len() as u64;
-                contents.len() as u64 / BLOCK_BYTES
+                contents.len() as u64 / what.block_bytes
             }
             Piece::Unmapped { count, .. } => *count,
         };

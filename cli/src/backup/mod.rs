@@ -1,15 +1,27 @@
-//! `spdk-dm backup`: thin devices of a running target into files and back, all or only what has changed.
+//! `spdk-dm backup`: thin devices, era and ploop targets into files and back, all or only what has changed.
 //!
-//! A backup is of a snapshot, which nobody writes to while it is read; the pool's metadata says what is mapped
-//! or differs, so only that is read, over NBD beside the RPC socket. The snapshot of the last backup stays
-//! in the pool, for the next one to be compared with.
+//! A backup is of one moment: `thin` reads a snapshot, `era` a snapshot of what the target lies on (`freeze`), `ploop`
+//! the disk itself, of which no part is overwritten before it was read. What has changed since the one before (`base`)
+//! is known from the pool's metadata, from the eras, and from what the ploop target has recorded. Data is read over
+//! NBD beside the RPC socket (`access`).
 
+mod access;
+mod base;
 pub mod copy;
 mod create;
+mod era;
+mod freeze;
+pub mod header;
+mod output;
+mod ploop;
+mod pushed;
+mod ranges;
 mod restore;
 pub mod sink;
 pub mod source;
+mod stop;
 pub mod stream;
+mod thin;
 mod verify;
 
 use crate::Global;
@@ -24,9 +36,9 @@ use stream::StreamError;
 /// What can be done with backups.
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Back up a thin device: all that is mapped
+    /// Back up a thin device, an era target or a ploop target: all that is in use
     Full(create::FullArgs),
-    /// Back up what has changed in a thin device since another backup
+    /// Back up what has changed since another backup
     Incr(create::IncrArgs),
     /// Restore backups into a new thin device, a new file or a bdev
     Restore(restore::RestoreArgs),
@@ -60,7 +72,16 @@ fn damaged(path: &Path) -> impl Fn(StreamError) -> CliError {
 
 /// The bdev by which a backup's data is reached.
 fn bdev_name(uuid: &str) -> String {
-    format!("backup-{}", uuid.get(..12).unwrap_or(uuid))
+    format!("{BDEV_PREFIX}{}", uuid.get(..12).unwrap_or(uuid))
+}
+
+/// What the names of such bdevs begin with.
+const BDEV_PREFIX: &str = "backup-";
+
+/// Whether a bdev is named like one of those.
+fn is_bdev_name(name: &str) -> bool {
+    let digits = name.strip_prefix(BDEV_PREFIX);
+    digits.is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// Bytes nobody can guess.

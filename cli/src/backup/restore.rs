@@ -1,7 +1,7 @@
 //! `backup restore`: a full backup and those made since, into a new thin device, a new file or a bdev.
 
 use super::sink::{Sink, apply};
-use super::source::{Access, BLOCK_BYTES, Open, Pool};
+use super::source::{Access, Open, Pool};
 use super::stream::{Header, Reader};
 use super::verify::verify_chain;
 use super::{bdev_name, damaged};
@@ -11,7 +11,7 @@ use crate::error::CliError;
 use crate::progress::Progress;
 use crate::rpc_client::RpcClient;
 use clap::Args;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -175,15 +175,16 @@ fn apply_one(
     let bad = |error| ApplyError::Backup(damaged(path)(error));
     let file = File::open(path).map_err(|error| ApplyError::Backup(CliError::io(path)(error)))?;
     let mut reader = Reader::begin(BufReader::with_capacity(1 << 20, file)).map_err(bad)?;
-    progress.expect(reader.header().size_bytes.div_ceil(BLOCK_BYTES));
+    let size = fs::metadata(path).map_or(0, |found| found.len());
+    progress.expect(size);
     let mut done = 0;
     while let Some(piece) = reader.piece().map_err(bad)? {
         let block_bytes = reader.header().block_bytes;
         // A device may have been larger when an earlier backup of it was made.
         let written = apply(sink, &piece, block_bytes, size_bytes);
         written.map_err(ApplyError::Place)?;
-        progress.advance(reader.next_block() - done);
-        done = reader.next_block();
+        progress.advance(reader.good_bytes() - done);
+        done = reader.good_bytes();
     }
     Ok(())
 }

@@ -3,16 +3,14 @@
 //! Everything is asked of the running target. What is made there is taken away again when it is no longer
 //! needed, also after an error; the snapshot is the backup's and stays, for the next one.
 
-use super::stream::Header;
+pub use super::access::Access;
+use super::header::Thin;
 use crate::dm::odd;
 use crate::error::CliError;
 use crate::rpc_client::{RpcClient, RpcError};
-use nbd::client::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 /// Contents are counted in blocks of this size: what a data block is a multiple of in every pool.
 pub const BLOCK_BYTES: u64 = 64 << 10;
@@ -22,9 +20,6 @@ const MAX_ID: u64 = 16_777_215;
 
 /// Entries of a page of mappings or differences.
 const PAGE: u64 = 16_384;
-
-/// A target is not waited for longer, once it serves data.
-const SILENCE: Duration = Duration::from_secs(300);
 
 /// A thin device as `thin_list` has it.
 #[derive(Debug, Clone)]
@@ -103,9 +98,9 @@ impl<'a> Pool<'a> {
     }
 
     /// The snapshot a backup holds, if it is still the same.
-    pub fn snapshot_of(&mut self, header: &Header) -> Result<Device, CliError> {
-        let snapshot = self.device(u64::from(header.snapshot_id))?;
-        match snapshot.creation_time == header.snapshot_time {
+    pub fn snapshot_of(&mut self, of: &Thin) -> Result<Device, CliError> {
+        let snapshot = self.device(u64::from(of.snapshot_id))?;
+        match snapshot.creation_time == of.snapshot_time {
             true => Ok(snapshot),
             false => Err(CliError::Usage(format!(
                 "thin device {} of pool '{}' is not the snapshot the backup was made of any more; make a full backup",
@@ -295,14 +290,28 @@ impl<'a> Pool<'a> {
 
     /// Takes away what is left of an attempt that was killed.
     pub fn clear(&mut self, bdev: &str, socket: &Path) -> Result<(), CliError> {
-        let path = Access::path(bdev, socket)?;
+        Access::clear(self.client, bdev, socket)?;
         // Mostly there is none.
         let _ = self
             .client
-            .call("nbd_export_delete", json!({ "path": path }));
-        let _ = self
-            .client
             .call("thin_deactivate", json!({ "bdev_name": bdev }));
+        Ok(())
+    }
+
+    /// Says what backups that were killed have left. It is not taken away: they can be gone on with.
+    pub fn report_left_behind(&mut self, socket: &Path) -> Result<(), CliError> {
+        for device in self.devices()? {
+            let Some(bdev) = device.bdev.filter(|bdev| super::is_bdev_name(bdev)) else {
+                continue;
+            };
+            if !Access::is_used(self.client, &bdev, socket)? {
+                eprintln!(
+                    "spdk-dm: thin device {} of pool '{}' (bdev '{bdev}') was left by a backup that was cut off: go on \
+                     with its file by --resume, or thin_delete the device",
+                    device.id, self.name
+                );
+            }
+        }
         Ok(())
     }
 
@@ -314,7 +323,7 @@ impl<'a> Pool<'a> {
 
     /// Ends what [`Pool::open`] began.
     pub fn close(&mut self, access: Access) -> Result<(), CliError> {
-        let bdev = access.bdev.clone();
+        let bdev = access.bdev().to_owned();
         let closed = access.close(self.client);
         self.client
             .call("thin_deactivate", json!({ "bdev_name": bdev }))?;
@@ -333,68 +342,6 @@ pub struct Open {
     pub create: bool,
     /// It is to be written to.
     pub writable: bool,
-}
-
-/// A bdev's data, over NBD.
-pub struct Access {
-    bdev: String,
-    path: PathBuf,
-    /// The connection.
-    pub data: Client<UnixStream>,
-}
-
-impl Access {
-    /// Where a bdev is served: beside the target's RPC socket.
-    fn path(bdev: &str, socket: &Path) -> Result<PathBuf, CliError> {
-        let folder = socket.parent().unwrap_or(Path::new("/var/tmp"));
-        let folder = folder.canonicalize().map_err(CliError::io(folder))?;
-        // Two targets may have their sockets in one folder. A path of a socket has at most 107 bytes.
-        let target = socket.file_stem().unwrap_or_default().to_string_lossy();
-        Ok(folder.join(format!("{target}-{bdev}.nbd")))
-    }
-
-    /// Serves a bdev to nobody else meanwhile.
-    pub fn open(
-        client: &mut RpcClient,
-        bdev: &str,
-        writable: bool,
-        socket: &Path,
-    ) -> Result<Self, CliError> {
-        let path = Access::path(bdev, socket)?;
-        let params =
-            json!({ "bdev_name": bdev, "path": path, "writable": writable, "exclusive": true });
-        client.call("nbd_export_create", params)?;
-        let connected = UnixStream::connect(&path).and_then(|stream| {
-            stream.set_read_timeout(Some(SILENCE))?;
-            stream.set_write_timeout(Some(SILENCE))?;
-            Client::connect(stream, bdev)
-        });
-        match connected {
-            Ok(data) => Ok(Access {
-                bdev: bdev.to_owned(),
-                path,
-                data,
-            }),
-            Err(source) => {
-                let _ = client.call("nbd_export_delete", json!({ "path": path }));
-                Err(CliError::Io { path, source })
-            }
-        }
-    }
-
-    /// What goes wrong on this connection.
-    pub fn failed(&self, source: std::io::Error) -> CliError {
-        CliError::Usage(format!("bdev '{}': {source}", self.bdev))
-    }
-
-    /// Ends it.
-    pub fn close(self, client: &mut RpcClient) -> Result<(), CliError> {
-        let Access { path, data, .. } = self;
-        // What matters was answered before; the export goes anyway.
-        let _ = data.disconnect();
-        client.call("nbd_export_delete", json!({ "path": path }))?;
-        Ok(())
-    }
 }
 
 /// Runs of data blocks of `block` bytes as extents that join where they can, within `size_bytes`.

@@ -4,12 +4,19 @@
 //! last whole record. Nothing in it is trusted: lengths are bounded before memory is taken, and what was
 //! decompressed is checked against the checksum of each block.
 
+pub use super::header::Header;
+use super::ranges::Ranges;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 
-/// What a stream begins with.
-const MAGIC: &[u8; 16] = b"spdk-dm backup 1";
+/// What a stream begins with, and then the version.
+const MAGIC: &[u8; 15] = b"spdk-dm backup ";
+
+/// The last version there is.
+const LAST_VERSION: u8 = 2;
 
 /// Longest piece of data in a record, before compression.
 pub const MAX_PIECE_BYTES: u64 = 4 << 20;
@@ -27,29 +34,6 @@ mod kind {
     pub const END: u8 = b'E';
 }
 
-/// What a backup is of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
-    /// The backup's own, 32 hexadecimal digits.
-    pub uuid: String,
-    /// Of the backup this one is to be applied to; None: it is full.
-    pub parent: Option<String>,
-    /// The pool's name at that time.
-    pub pool: String,
-    /// The thin device that was backed up.
-    pub device_id: u32,
-    /// The snapshot of it that this holds.
-    pub snapshot_id: u32,
-    /// `creation_time` of the snapshot: with its id it says whether a snapshot is still the same.
-    pub snapshot_time: u64,
-    /// Size of the device.
-    pub size_bytes: u64,
-    /// Size of a data block.
-    pub block_bytes: u64,
-    /// When it began, in seconds since 1970.
-    pub began_unix_s: u64,
-}
-
 /// What a complete backup ends with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
@@ -61,7 +45,7 @@ pub struct End {
     pub sha256: String,
 }
 
-/// A piece of a backup. Pieces come in ascending order of blocks.
+/// A piece of a backup. Pieces come in ascending order of blocks, unless the header says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
     /// Contents of whole blocks from `first` on.
@@ -142,12 +126,13 @@ impl<W: Write> Writer<W> {
     /// Begins a stream.
     pub fn begin(mut out: W, header: &Header) -> io::Result<Self> {
         out.write_all(MAGIC)?;
+        out.write_all(&[b'0' + header.version()])?;
         let mut writer = Writer {
             out,
             block_bytes: header.block_bytes,
             sums: Sums::default(),
         };
-        writer.record(kind::HEADER, &serde_json::to_vec(header)?)?;
+        writer.record(kind::HEADER, &header.encode()?)?;
         Ok(writer)
     }
 
@@ -228,6 +213,8 @@ pub struct Reader<R> {
     sums: Sums,
     good_bytes: u64,
     next_block: u64,
+    /// What has come, of a stream without an order.
+    seen: Ranges,
     end: Option<End>,
 }
 
@@ -238,23 +225,29 @@ impl<R: Read> Reader<R> {
             at: 0,
             what: what.to_owned(),
         };
-        let mut magic = [0; MAGIC.len()];
+        let mut magic = [0; MAGIC.len() + 1];
         let got = read_up_to(&mut input, &mut magic)?;
-        if got < magic.len() && MAGIC.starts_with(&magic[..got]) {
+        let magic = &magic[..got];
+        if got <= MAGIC.len() && MAGIC.starts_with(magic) {
             return Err(StreamError::Incomplete { good_bytes: 0 });
         }
-        if &magic != MAGIC {
+        let version = magic.strip_prefix(MAGIC).and_then(|rest| rest.first());
+        let version = version.map(|version| version.wrapping_sub(b'0'));
+        let Some(version) = version.filter(|version| (1..=LAST_VERSION).contains(version)) else {
             return Err(damaged(
                 "this is no backup of spdk-dm, or of a later version",
             ));
-        }
-        let mut good_bytes = MAGIC.len() as u64;
+        };
+        let mut good_bytes = magic.len() as u64;
         let (kind, payload) = record(&mut input, &mut good_bytes, MAX_RECORD_BYTES)?;
         if kind != kind::HEADER {
             return Err(damaged("there is no header"));
         }
-        let header: Header = serde_json::from_slice(&payload)
-            .map_err(|error| damaged(&format!("its header: {error}")))?;
+        let header = Header::decode(&payload);
+        let header = header.map_err(|error| damaged(&format!("its header: {error}")))?;
+        if header.version() > version {
+            return Err(damaged("its header is one of a later version"));
+        }
         let sane = (512..=MAX_PIECE_BYTES).contains(&header.block_bytes)
             && header.block_bytes.is_multiple_of(512);
         if !sane {
@@ -266,6 +259,7 @@ impl<R: Read> Reader<R> {
             sums: Sums::default(),
             good_bytes,
             next_block: 0,
+            seen: Ranges::default(),
             end: None,
         })
     }
@@ -280,7 +274,7 @@ impl<R: Read> Reader<R> {
         self.good_bytes
     }
 
-    /// Where the next piece begins at the earliest.
+    /// Where the next piece begins at the earliest; where the last one ends, in a stream without an order.
     pub fn next_block(&self) -> u64 {
         self.next_block
     }
@@ -327,7 +321,7 @@ impl<R: Read> Reader<R> {
         let nr_blocks = self.header.size_bytes.div_ceil(self.header.block_bytes);
         let end = first.checked_add(count).filter(|end| *end <= nr_blocks);
         match end {
-            Some(end) if first >= self.next_block && count > 0 => self.next_block = end,
+            Some(end) if count > 0 && self.may_begin(first, end) => self.next_block = end,
             _ => {
                 let what = format!("blocks {first} and {count} of them, out of place");
                 return Err(damaged(what));
@@ -336,6 +330,14 @@ impl<R: Read> Reader<R> {
         self.sums.add(&piece, self.header.block_bytes);
         self.good_bytes = good_bytes;
         Ok(Some(piece))
+    }
+
+    /// Whether a piece may be here.
+    fn may_begin(&mut self, first: u64, end: u64) -> bool {
+        match self.header.is_unordered() {
+            true => self.seen.insert(first..end),
+            false => first >= self.next_block,
+        }
     }
 
     fn data(&self, payload: &[u8]) -> Result<Piece, String> {
@@ -361,6 +363,25 @@ impl<R: Read> Reader<R> {
             }
         }
         Ok(Piece::Data { first, contents })
+    }
+}
+
+/// Whether the last record of a file is its end, and none but it says that it is; `from` is where records begin.
+/// Contents are not read.
+pub fn ends_with_its_end(file: &File, mut from: u64) -> io::Result<bool> {
+    let size = file.metadata()?.len();
+    loop {
+        let mut head = [0; 5];
+        let left = size.saturating_sub(from);
+        if left < head.len() as u64 {
+            return Ok(false);
+        }
+        file.read_exact_at(&mut head, from)?;
+        let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
+        from += 5 + u64::from(length) + 4;
+        if from > size || head[0] == kind::END {
+            return Ok(from == size);
+        }
     }
 }
 
@@ -414,119 +435,5 @@ fn read_up_to(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const BLOCK: u64 = 512;
-    const BLOCKS: u64 = 100;
-
-    fn header() -> Header {
-        Header {
-            uuid: "0".repeat(32),
-            parent: None,
-            pool: "pool".into(),
-            device_id: 1,
-            snapshot_id: 2,
-            snapshot_time: 3,
-            size_bytes: BLOCKS * BLOCK,
-            block_bytes: BLOCK,
-            began_unix_s: 4,
-        }
-    }
-
-    fn pieces() -> impl Strategy<Value = Vec<Piece>> {
-        let piece = (0..5u64, 1..5u64, any::<Option<u8>>());
-        prop::collection::vec(piece, 0..12).prop_map(|parts| {
-            let mut at = 0;
-            let piece = |(gap, count, value): (u64, u64, Option<u8>)| {
-                let first = at + gap;
-                at = first + count;
-                match value {
-                    Some(value) => {
-                        let contents = vec![value; (count * BLOCK) as usize];
-                        Piece::Data { first, contents }
-                    }
-                    None => Piece::Unmapped { first, count },
-                }
-            };
-            parts.into_iter().map(piece).collect()
-        })
-    }
-
-    fn written(pieces: &[Piece]) -> Vec<u8> {
-        let mut writer = Writer::begin(Vec::new(), &header()).unwrap();
-        for piece in pieces {
-            writer.piece(piece).unwrap();
-        }
-        writer.end().unwrap().0
-    }
-
-    fn read(stream: &[u8]) -> Result<Vec<Piece>, StreamError> {
-        let mut reader = Reader::begin(stream)?;
-        let mut pieces = Vec::new();
-        while let Some(piece) = reader.piece()? {
-            pieces.push(piece);
-        }
-        Ok(pieces)
-    }
-
-    proptest! {
-        /// What is written is read.
-        #[test]
-        fn round_trip(pieces in pieces()) {
-            prop_assert_eq!(read(&written(&pieces)).unwrap(), pieces);
-        }
-
-        /// A stream that is cut anywhere says so, and one that goes on there is the same as one in a go.
-        #[test]
-        fn cut_and_resumed(pieces in pieces(), cut in 0..10_000usize) {
-            let whole = written(&pieces);
-            let cut = cut % whole.len();
-            match Reader::begin(&whole[..cut]) {
-                Err(StreamError::Incomplete { .. }) => {}
-                Err(error) => prop_assert!(false, "{}", error),
-                Ok(mut reader) => {
-                    let error = loop {
-                        match reader.piece() {
-                            Ok(Some(_)) => {}
-                            Ok(None) => panic!("a cut stream seems complete"),
-                            Err(error) => break error,
-                        }
-                    };
-                    let incomplete = matches!(error, StreamError::Incomplete { .. });
-                    prop_assert!(incomplete, "{}", error);
-                    let (good, next) = (reader.good_bytes() as usize, reader.next_block());
-                    let mut writer = Writer::resume(whole[..good].to_vec(), reader);
-                    for piece in &pieces {
-                        let (Piece::Data { first, .. } | Piece::Unmapped { first, .. }) = piece;
-                        if *first >= next {
-                            writer.piece(piece).unwrap();
-                        }
-                    }
-                    prop_assert_eq!(writer.end().unwrap().0, whole);
-                }
-            }
-        }
-
-        /// No changed byte goes unnoticed.
-        #[test]
-        fn damage(pieces in pieces(), at in 0..10_000usize, change in 1..=255u8) {
-            let mut stream = written(&pieces);
-            let at = at % stream.len();
-            stream[at] ^= change;
-            prop_assert!(read(&stream).is_err());
-        }
-
-        /// Records with good checksums and any contents neither panic nor take much memory.
-        #[test]
-        fn nonsense(records in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..64)), 0..5)) {
-            let mut writer = Writer::begin(Vec::new(), &header()).unwrap();
-            for (kind, payload) in &records {
-                let kind = [b'D', b'U', b'E', *kind][*kind as usize % 4];
-                writer.record(kind, payload).unwrap();
-            }
-            prop_assert!(read(&writer.out).is_err());
-        }
-    }
-}
+#[path = "stream_tests.rs"]
+mod tests;

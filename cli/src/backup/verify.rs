@@ -145,7 +145,7 @@ impl ListArgs {
                 "{:32}  {:32}  {:>20}  {:>12}  {}\n",
                 header.uuid,
                 header.parent.as_deref().unwrap_or("- (full)"),
-                format!("{}/{}", header.pool, header.device_id),
+                header.source.to_string(),
                 bytes_of(path) >> 20,
                 path.display()
             );

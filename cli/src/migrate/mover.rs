@@ -345,6 +345,7 @@ impl Mover {
     ) -> Result<u64, CliError> {
         let what = What {
             extents,
+            block_bytes: BLOCK_BYTES,
             next_block: pass.next_block,
             size_bytes,
         };

@@ -8,8 +8,9 @@ use super::state::{Purpose, Role, Snapshot};
 use super::wire::{Message, Secret};
 use crate::Global;
 use crate::backup::copy::{CopyError, Limit, What, copy};
+use crate::backup::header::{Header, Source, Thin};
 use crate::backup::source::{BLOCK_BYTES, Extent, Open, Pool};
-use crate::backup::stream::{Header, Writer};
+use crate::backup::stream::Writer;
 use crate::backup::{new_uuid, now_unix_s};
 use crate::dm::Server;
 use crate::error::CliError;
@@ -283,16 +284,19 @@ impl RunArgs {
         let header = Header {
             uuid: snapshot.uuid.clone(),
             parent: job.parent.as_ref().map(|parent| parent.uuid.clone()),
-            pool: self.pool.clone(),
-            device_id: self.id,
-            snapshot_id: snapshot.id as u32,
-            snapshot_time: snapshot.creation_time,
+            source: Source::Thin(Thin {
+                pool: self.pool.clone(),
+                device_id: self.id,
+                snapshot_id: snapshot.id as u32,
+                snapshot_time: snapshot.creation_time,
+            }),
             size_bytes: snapshot.size_bytes,
             block_bytes: BLOCK_BYTES,
             began_unix_s: snapshot.taken_unix_s,
         };
         let what = What {
             extents,
+            block_bytes: BLOCK_BYTES,
             next_block: job.next_block,
             size_bytes: snapshot.size_bytes,
         };

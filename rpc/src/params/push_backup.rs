@@ -85,7 +85,7 @@ pub struct PloopPushBackupStop {
     /// It has been read and is safe: another one can be made since it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub complete: bool,
-    /// Others can be made since those before it, too.
+    /// Another one can be made since the one before, too.
     #[serde(default, skip_serializing_if = "is_false")]
     pub keep: bool,
 }

@@ -289,12 +289,12 @@ pub const METHODS: [Method; 25] = [
             optional(
                 "complete",
                 Kind::Flag,
-                "All was read and is safe: another backup can be made since this one, and no more since those before",
+                "All was read and is safe: another backup can be made since this one, and no more since the one before",
             ),
             optional(
                 "keep",
                 Kind::Flag,
-                "With complete: others can still be made since those before, too",
+                "With complete: another one can still be made since the one before, too",
             ),
         ],
     },
