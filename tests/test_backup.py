@@ -9,35 +9,13 @@ import time
 
 import pytest
 
+from harness.backup import Backup
 from harness.guest import contents, random_writes, write
 from harness.pool import aio, host_of, pool_on_files, random_file, wait_for
 from harness.process import program
 
 MIB = 1 << 20
 SIZE_MIB = 64
-
-
-class Backup:
-    """Runs `spdk-dm backup` against a target."""
-
-    def __init__(self, target):
-        self.socket = target.process.socket
-
-    def run(self, verb, *words, **options):
-        command = [program('spdk-dm'), 'backup', verb, *map(str, words)]
-        if verb not in ('verify', 'list'):
-            command += ['--socket', self.socket]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
-
-    def __call__(self, verb, *words, **options):
-        done = self.run(verb, *words, **options)
-        assert (done.returncode, done.stderr) == (0, ''), (words, done)
-        return done.stdout
-
-    def refused(self, verb, *words):
-        done = self.run(verb, *words)
-        assert done.returncode == 1 and done.stderr.startswith('spdk-dm: '), done
-        return done.stderr
 
 
 @pytest.fixture(name='thin')

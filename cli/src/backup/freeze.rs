@@ -10,6 +10,9 @@ use crate::rpc_client::RpcClient;
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// What is copied to a COW bdev before it is overwritten: the kernel's default.
+const CHUNK_SECTORS: u64 = 32;
+
 /// How it can be done.
 pub enum Way {
     /// The target lies on a thin device.
@@ -117,8 +120,7 @@ impl Way {
             Way::Origin { origin, cow } => {
                 let bdev = bdev_name(uuid);
                 // In memory only: what the COW bdev holds from before does not matter.
-                let params =
-                    json!({ "name": bdev, "origin": origin, "cow_bdev": cow, "store": "N" });
+                let params = json!({ "name": bdev, "origin": origin, "cow_bdev": cow, "store": "N", "chunk_size_sectors": CHUNK_SECTORS });
                 client.call("snapshot_create", params)?;
                 Ok(Frozen::Origin {
                     bdev,
