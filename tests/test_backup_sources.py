@@ -20,7 +20,7 @@ from harness.snapshot import beside
 from harness.target import nqn
 
 MIB = 1 << 20
-SIZE_MIB = 32
+SIZE_MIB = 16
 ESTALE = 116
 # Of the ploop target, in bytes; of the era targets.
 CLUSTER, BLOCK = 256 << 10, 16 << 10
@@ -59,7 +59,7 @@ def load_on(target, name):
     """Starts a stress of a bdev by a host; after it has ended, once more."""
     folder = beside(target.lab, f'host-{name}')
     host = host_of(folder, target, name)
-    return lambda: Load(host, folder.folder / 'state', *ONLY_WRITES, '--slots', '128', '--workers', '8')
+    return lambda: Load(host, folder.folder / 'state', *ONLY_WRITES, '--slots', '64', '--workers', '8')
 
 
 def end_load(target, name, load):
@@ -123,17 +123,17 @@ def test_ploop_under_load(target, ploop):
     full, incr, third, fourth = (folder / f'{ploop}.{i}' for i in range(4))
     start_load = load_on(target, ploop)
     load = start_load()
-    load.wait_durable(300)
+    load.wait_durable(60)
     load.finish()
     before = seen(target, ploop)
-    running = backup.start('full', ploop, '-o', full, '--limit-mib', 12)
+    running = backup.start('full', ploop, '-o', full, '--limit-mib', 8)
     wait_reading(target, running)
     load = start_load()
-    load.wait_durable(100)
+    load.wait_durable(40)
     backup_of = rpc.call('ploop_status', name=ploop)['push_backup']
     assert backup_of['state'] == 'active' and running.poll() is None
     ended(running, 0)
-    load.wait_durable(300)
+    load.wait_durable(60)
     load.finish()
     after = seen(target, ploop)
     assert before != after
@@ -143,7 +143,7 @@ def test_ploop_under_load(target, ploop):
     load = start_load()
     load.wait_durable(50)
     backup('incr', ploop, '--since', full, '-o', incr, '--keep')
-    load.wait_more(50)
+    load.wait_more(20)
     end_load(target, ploop, load)
     # In quiet: from this one's moment to the next one's.
     backup('incr', ploop, '--since', incr, '-o', third, '--keep')
@@ -168,7 +168,7 @@ def test_ploop_under_load(target, ploop):
     chain = [full, incr, again, last]
     assert restored(target, *chain) == seen(target, ploop)
     other = bdev(target, f'{ploop}-other', SIZE_MIB)
-    guest(target, other, 'write -P 7 0 32M')
+    guest(target, other, 'write -P 7 0 16M')
     backup('restore', *chain, '--bdev', other)
     assert seen(target, other) == seen(target, ploop)
     backup('verify', *chain)
@@ -268,12 +268,12 @@ def chain_of_era(target, name, *freeze):
     backup, folder = target.backup, target.lab.folder
     files = [folder / f'{name}.{i}' for i in range(4)]
     load = load_on(target, name)()
-    load.wait_durable(100)
+    load.wait_durable(40)
     for i in range(2):
         words = ('incr', name, '--since', files[0]) if i else ('full', name)
-        running = backup.start(*words, *freeze, '-o', files[i], '--limit-mib', 24)
+        running = backup.start(*words, *freeze, '-o', files[i], '--limit-mib', 16)
         moment = seen_while_stopped(target, running)
-        load.wait_more(50)
+        load.wait_more(20)
         running.send_signal(signal.SIGCONT)
         assert ended(running, 0) == ''
         assert seen(target, name) != moment
@@ -348,7 +348,7 @@ def test_era_on_origin(target):
     assert not (folder / 'x').exists()
     running = backup.start('full', 'eo', '-o', folder / 'x', '--cow', 'eo-small', '--limit-mib', 8)
     wait_reading(target, running)
-    guest(target, 'eo', 'write -P 9 0 32M')
+    guest(target, 'eo', 'write -P 9 0 16M')
     assert 'larger --cow' in ended(running, 1)
     assert snapshots() == [] and not (folder / 'x').exists()
     # Killed: the next one takes away what is left.

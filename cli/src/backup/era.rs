@@ -242,7 +242,7 @@ fn read(
                 run.first * BLOCK_BYTES / block_bytes..end.div_ceil(block_bytes)
             }))
         }
-        Frozen::Origin { .. } => Ranges::of([0..u64::MAX]),
+        Frozen::Origin { .. } => Ranges::of(std::iter::once(0..u64::MAX)),
     };
     let per = era_block_bytes / block_bytes;
     let changed = written.since.as_ref().map(|since| {

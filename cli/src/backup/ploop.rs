@@ -26,6 +26,9 @@ use std::time::Duration;
 /// What is read before it is written to the stream, unless a cluster is larger.
 const BATCH_BYTES: u64 = 8 << 20;
 
+/// The same, with a rate limit.
+const LIMITED_BATCH_BYTES: u64 = 1 << 20;
+
 /// How long a rate limit is slept for between two looks at what the guest waits for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -181,7 +184,12 @@ fn read_all(
     let progress = Progress::new(job.global.quiet, "backing up");
     progress.expect(to_read.count());
     let limit = Limit::new(job.how.limit_mib);
-    let batch_clusters = (BATCH_BYTES / info.cluster_bytes).max(1);
+    // With a limit, not much at a time.
+    let batch_bytes = match job.how.limit_mib {
+        None => BATCH_BYTES,
+        Some(_) => LIMITED_BATCH_BYTES,
+    };
+    let batch_clusters = (batch_bytes / info.cluster_bytes).max(1);
     let mut reader = Reader::new(access, info.cluster_bytes, header.size_bytes);
     let mut read_bytes = 0;
     while to_read.count() > 0 {
@@ -199,7 +207,11 @@ fn read_all(
                 std::thread::sleep(due.min(LOOK_AGAIN));
                 continue;
             }
-            batch.insert(to_read.pop(batch_clusters).unwrap_or_default());
+            while batch.count() < batch_clusters
+                && let Some(run) = to_read.pop(batch_clusters - batch.count())
+            {
+                batch.insert(run);
+            }
         }
         let contents = reader.read(&batch)?;
         // Of use only if nothing was overwritten while it was read: that is what the answer says.
