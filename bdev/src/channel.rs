@@ -10,11 +10,12 @@ use crate::epochs::Epochs;
 pub use crate::epochs::InFlight;
 use crate::errno::Errno;
 pub use crate::parked::Parked;
-use crate::parked::{Batch, Forwarded, ParkedIos, Slot};
+use crate::parked::{Batch, ParkedIos, Slot};
+pub use crate::queues::{Answer, ChannelId, Deferred, ToChannel, ToOwner};
 use crate::stage::Stage;
 use crate::target::{BaseId, IoKind, Map, Passage, Request, Target};
 use futures::StreamExt;
-use futures::channel::{mpsc, oneshot};
+use futures::channel::mpsc;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -79,55 +80,6 @@ impl Ticket {
 
 /// The ticket's low bit tells an I/O whose completion the owner awaits.
 const OWNER_WAITS: u64 = 1;
-
-/// Names a channel to its owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChannelId(pub u64);
-
-/// An I/O the owner has to resolve. The I/O itself stays parked on its channel.
-pub struct Deferred<T: Target> {
-    /// Where it is parked.
-    pub channel: ChannelId,
-    /// Under which name.
-    pub parked: Parked,
-    /// The volume it was submitted to.
-    pub volume: Arc<T::Volume>,
-    /// What it asks for.
-    pub request: Request,
-}
-
-/// Messages to the core that owns the target.
-pub enum ToOwner<T: Target> {
-    /// A channel came up; it maps nothing before [`ToChannel::Joined`].
-    Join(ChannelId, mpsc::UnboundedSender<ToChannel>),
-    /// A channel is gone; nothing is in flight or parked on it.
-    Leave(ChannelId),
-    /// An I/O needs the owner.
-    Deferred(Deferred<T>),
-}
-
-/// Messages from the owner to a channel.
-pub enum ToChannel {
-    /// From now on barriers include this channel: it may map.
-    Joined,
-    /// What becomes of parked I/Os.
-    Answers(Vec<(Parked, Answer)>),
-    /// Send these I/Os to these blocks of a base device, report each, and wait for an [`Answer`].
-    Forward(BaseId, Vec<(Parked, u64)>, mpsc::UnboundedSender<Forwarded>),
-    /// Answer once everything mapped before this message has finished.
-    Barrier(oneshot::Sender<()>),
-    /// Answer at once: what was published before is seen by everything mapped from now on.
-    Quiesce(oneshot::Sender<()>),
-}
-
-/// What becomes of a parked I/O.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// It is mapped again.
-    Retry,
-    /// It is completed.
-    Complete(Result<(), Errno>),
-}
 
 /// A volume as one core has it.
 pub struct OnCore<T: Target> {

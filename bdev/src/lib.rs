@@ -16,6 +16,7 @@ pub mod locks;
 pub mod owner;
 mod parked;
 pub mod ploop;
+mod queues;
 pub mod runtime;
 pub mod snapshot;
 mod stage;
