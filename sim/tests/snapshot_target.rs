@@ -351,6 +351,9 @@ fn refusals() {
         let second = bench.snapshot(2, P, 0).await;
         assert_eq!(second.status().chunk_sectors, 32);
         bench.write(second.volume(), 0, 8, 7).await.unwrap();
+        // A flush that fails may lose what was not flushed before.
+        let flush = bench.io(second.volume(), IoKind::Flush, 0, Vec::new(), 0);
+        flush.await.0.unwrap();
         bench.disks.get(2).unwrap().set_faults(FaultRates {
             flush_error: 1,
             ..FaultRates::default()
