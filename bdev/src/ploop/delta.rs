@@ -51,6 +51,22 @@ impl NotWritten {
     }
 }
 
+/// One of those counted, until it is dropped.
+struct UnderWay<'a>(&'a Cell<u64>);
+
+impl<'a> UnderWay<'a> {
+    fn new(count: &'a Cell<u64>) -> Self {
+        count.set(count.get() + 1);
+        UnderWay(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 #[derive(Default)]
 struct Kept {
     pages: FxHashMap<u64, Rc<Page>>,
@@ -92,6 +108,8 @@ pub(super) struct Delta {
     /// Clusters that may be named by the BAT on the disk: free when that has been written anew.
     unsure: RefCell<Vec<u64>>,
     unsettled: Unsettled,
+    /// Flushes under way.
+    flushing: Cell<u64>,
     locks: BlockLocks,
     /// Guest clusters that userspace has moved within the image.
     moved: RefCell<FxHashMap<u64, u64>>,
@@ -110,6 +128,7 @@ impl Delta {
             failures: Cell::new(0),
             unsure: RefCell::default(),
             unsettled: Unsettled::default(),
+            flushing: Cell::new(0),
             locks: BlockLocks::default(),
             moved: RefCell::default(),
         }
@@ -395,10 +414,12 @@ impl Delta {
     /// written again ([`Delta::mend`]).
     pub async fn flush(&self) -> Result<(), Errno> {
         let until = self.unsettled.flush_begins();
+        let under_way = UnderWay::new(&self.flushing);
         let flushed = match self.source.flushes {
             true => self.source.device.flush().await,
             false => Ok(()),
         };
+        drop(under_way);
         match flushed {
             Ok(()) => self.unsettled.note_flushed(until),
             Err(_) => {
@@ -415,9 +436,10 @@ impl Delta {
         self.unsettled.nr_errors()
     }
 
-    /// Whether everything in it is durable, but for what guests have written in place.
+    /// Whether everything in it is durable, but for what guests have written in place, and no flush is under way
+    /// that may lose that.
     pub fn is_settled(&self) -> bool {
-        !self.is_sick() && self.unsettled.is_empty()
+        !self.is_sick() && self.unsettled.is_empty() && self.flushing.get() == 0
     }
 
     /// Whether what is on the disk is not known.

@@ -99,7 +99,7 @@ impl Ploop {
             .iter()
             .map(|(cluster, _, _)| self.commit(*cluster, None, Place::Hole));
         let results = join_all(commits).await;
-        let flushed = top.flush().await;
+        let flushed = self.flush_delta(&top).await;
         if flushed.is_err() {
             // Not before another one.
             self.note_sick();

@@ -276,7 +276,7 @@ impl Ploop {
                 .filter(|(_, place)| place.is_some())
                 .collect();
             if is_image && !new.is_empty() {
-                into.flush()
+                self.flush_delta(into)
                     .await
                     .map_err(failed("flushing what was merged"))?;
                 let _locked = into.lock_page(page).await;
@@ -289,7 +289,7 @@ impl Ploop {
                 .looked_at
                 .set((merge.looked_at.get() + PAGE_SLOTS).min(merge.total));
         }
-        into.flush()
+        self.flush_delta(into)
             .await
             .map_err(failed("flushing what was merged"))?;
         if is_image {
@@ -304,7 +304,7 @@ impl Ploop {
         if into.header().is_none() {
             return;
         }
-        let mut closed = into.flush().await;
+        let mut closed = self.flush_delta(into).await;
         if closed.is_ok() {
             closed = into.set_in_use(into.closed_mark()).await;
         }

@@ -334,9 +334,8 @@ impl Ploop {
         if self.dev.state() & UNSETTLED != 0 {
             return self.mend().await;
         }
-        let flushed = self.top().flush().await;
-        // Guests are told by their next flush.
-        flushed.inspect_err(|_| self.note_unsettled())
+        // Guests are told by their next flush if it fails.
+        self.flush_delta(&self.top()).await
     }
 
     async fn serve(self: Rc<Self>, requests: mpsc::UnboundedReceiver<ToOwner<PloopTarget>>) {

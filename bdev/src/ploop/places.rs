@@ -186,7 +186,7 @@ impl Ploop {
             let top = self.top();
             // The data is on the disk before anything refers to it.
             let stable = match batch.iter().any(|change| change.place.is_some()) {
-                true => top.flush().await,
+                true => self.flush_delta(&top).await,
                 false => Ok(()),
             };
             if let Err(errno) = stable {
@@ -246,6 +246,13 @@ impl Ploop {
     /// Flushes come to the owner, until [`Ploop::mend`] finds nothing left to do.
     pub(super) fn note_unsettled(&self) {
         self.dev.set_state(UNSETTLED, true);
+    }
+
+    /// Flushes a delta for the target's own purposes. Guests' flushes come to the owner from before it begins: if
+    /// it fails, what guests wrote may be lost with it, and it is the only one that says so.
+    pub(super) async fn flush_delta(&self, delta: &Delta) -> Result<(), Errno> {
+        self.note_unsettled();
+        delta.flush().await
     }
 
     /// Makes the BAT on the disk what it ought to be, durably. Until then a flush cannot be answered.

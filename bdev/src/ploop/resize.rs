@@ -190,7 +190,7 @@ impl Ploop {
         if first < end {
             top.source.device.zero(first, end - first).await?;
         }
-        top.flush().await?;
+        self.flush_delta(&top).await?;
         // What another flush has lost this one does not tell.
         match errors == top.nr_flush_errors() {
             true => Ok(()),
