@@ -26,6 +26,11 @@ impl FlushErrors {
     }
 }
 
+/// A flush that the device has answered and the target not yet.
+pub struct Begun {
+    heard: u64,
+}
+
 /// A device as one of those who write to it has it.
 pub struct Listening<D: ?Sized> {
     device: Rc<D>,
@@ -47,6 +52,26 @@ impl<D: DataDevice + ?Sized> Listening<D> {
     /// Nothing of this one's is unflushed now: what has failed until now is none of its business.
     pub fn catch_up(&self) {
         self.heard.set(self.errors.0.get().0);
+    }
+
+    /// The first half of a flush, for who answers only when other devices are flushed, too. Nothing counts as heard
+    /// before [`Listening::conclude`]: a flush that begins in between and is answered earlier fails as well.
+    pub async fn flush_device(&self) -> Begun {
+        let heard = self.heard.get();
+        if let Err(errno) = self.device.flush().await {
+            self.errors.note(errno);
+        }
+        Begun { heard }
+    }
+
+    /// The second half. Error: of that flush, or of any other since the last one before it.
+    pub fn conclude(&self, begun: Begun) -> Result<(), Errno> {
+        let (count, errno) = self.errors.0.get();
+        self.heard.set(count);
+        match count == begun.heard {
+            true => Ok(()),
+            false => Err(errno),
+        }
     }
 
     /// Whether the next flush will fail because of an earlier one.
@@ -91,16 +116,8 @@ impl<D: DataDevice + ?Sized> DataDevice for Listening<D> {
 
     /// Error: of this flush, or of any other since the last one here began.
     async fn flush(&self) -> Result<(), Errno> {
-        let heard = self.heard.get();
-        if let Err(errno) = self.device.flush().await {
-            self.errors.note(errno);
-        }
-        let (count, errno) = self.errors.0.get();
-        self.heard.set(count);
-        match count == heard {
-            true => Ok(()),
-            false => Err(errno),
-        }
+        let begun = self.flush_device().await;
+        self.conclude(begun)
     }
 }
 

@@ -68,8 +68,19 @@ impl Origin {
 
     /// Data of both devices may be what the user sees (snapshot.md 9).
     async fn flush_both(&self, merge: &Merge) -> Result<(), Errno> {
-        let of_origin = self.flush_origin().await;
-        let of_cow = merge.cow.flush().await;
+        let dev = self.origin_dev().filter(|dev| dev.origin_flushes);
+        let of_origin = match dev {
+            Some(_) => Some(self.guests.flush_device().await),
+            None => None,
+        };
+        self.tell_guests();
+        let of_cow = match merge.cow.flushes {
+            true => Some(merge.cow.guests.flush_device().await),
+            false => None,
+        };
+        let of_origin = of_origin.map_or(Ok(()), |begun| self.guests.conclude(begun));
+        self.tell_guests();
+        let of_cow = of_cow.map_or(Ok(()), |begun| merge.cow.guests.conclude(begun));
         of_origin.and(of_cow)
     }
 
