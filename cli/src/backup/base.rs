@@ -36,7 +36,7 @@ pub fn find(
             _ => Path::new("."),
         },
     };
-    let mut found: Vec<Base> = Vec::new();
+    let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(CliError::io(folder))? {
         let path = entry.map_err(CliError::io(folder))?.path();
         // What is no backup is passed over, and what is not complete.
@@ -44,10 +44,13 @@ pub fn find(
             && let Ok(header) = header_of(&path)
             && same(&header.source)
         {
-            found.push(Base { header });
+            // Of those that began in one second the file that was written to last.
+            let written = fs::metadata(&path).and_then(|file| file.modified()).ok();
+            found.push((header.began_unix_s, written, Base { header }));
         }
     }
-    found.sort_by_key(|base| base.header.began_unix_s);
+    found.sort_by_key(|(began_unix_s, written, _)| (*began_unix_s, *written));
+    let mut found: Vec<Base> = found.into_iter().map(|(_, _, base)| base).collect();
     // Of those of one second, none follows the last one.
     let is_followed = |base: &Base, all: &[Base]| {
         let uuid = Some(&base.header.uuid);
