@@ -247,30 +247,35 @@ impl<T: Target, H: Host> Channel<T, H> {
     #[inline(always)]
     fn map_here(&self, volume: &Arc<T::Volume>, local: &T::Local, request: Request, io: H::Io) {
         match T::map(volume, local, &request) {
-            Map::Remap { base, block } => {
-                let ticket = Ticket(self.epochs.enter() << 1);
-                self.host.forward(io, base, block, ticket);
-            }
+            Map::Remap { base, block } => self.send(io, base, block),
             fate => self.settle(fate, volume, &{ request }, io),
         }
     }
 
-    /// Everything but [`Map::Remap`].
+    /// Counts an I/O as in flight.
+    #[inline]
+    fn ticket(&self) -> Ticket {
+        Ticket(self.epochs.enter() << 1)
+    }
+
+    #[inline]
+    fn send(&self, io: H::Io, base: BaseId, block: u64) {
+        self.host.forward(io, base, block, self.ticket());
+    }
+
+    /// What [`Channel::map_here`] leaves.
     #[inline(never)]
     fn settle(&self, fate: Map, volume: &Arc<T::Volume>, request: &Request, io: H::Io) {
         let request = *request;
         match fate {
-            Map::Remap { base, block } => {
-                let ticket = Ticket(self.epochs.enter() << 1);
-                self.host.forward(io, base, block, ticket);
-            }
+            Map::Remap { base, block } => self.send(io, base, block),
             Map::RemapHead {
                 base,
                 block,
                 nr_blocks,
             } => {
-                let ticket = Ticket(self.epochs.enter() << 1);
-                self.host.forward_head(io, base, block, nr_blocks, ticket);
+                self.host
+                    .forward_head(io, base, block, nr_blocks, self.ticket());
             }
             Map::Zeroes => self.host.complete_zeroes(io),
             Map::Done => self.host.complete(io, Ok(())),

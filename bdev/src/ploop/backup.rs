@@ -135,22 +135,23 @@ impl Ploop {
         let _message = self.begin_change()?;
         let nr_clusters = self.nr_clusters();
         let all = 0..nr_clusters;
-        let chosen = match of {
-            Of::Clusters(chosen) => chosen,
-            Of::All | Of::Recorded { .. } => std::slice::from_ref(&all),
+        let (chosen, since) = match of {
+            Of::Clusters(chosen) => (chosen, None),
+            Of::All => (std::slice::from_ref(&all), None),
+            Of::Recorded { since } => (std::slice::from_ref(&all), since),
         };
         for range in chosen {
             self.check_clusters(range)?;
         }
-        if let Of::Recorded { since } = of {
+        if let Of::Recorded { .. } = of {
             self.check_record(&uuid)?;
-            since.map(|since| self.changed_since(since)).transpose()?;
         }
+        since.map(|since| self.record_of(since)).transpose()?;
         let held = self.hold().await;
         // Nothing is under way now: what was written is in the records.
-        let marks = match of {
-            Of::Recorded { since: Some(since) } => self.changed_since(since),
-            _ => {
+        let marks = match since {
+            Some(since) => self.changed_since(since),
+            None => {
                 let marks = Marks::new(nr_clusters);
                 for range in chosen {
                     marks.ensure(range.clone());
@@ -175,10 +176,7 @@ impl Ploop {
         *self.backup.borrow_mut() = Some(Rc::new(Backup {
             uuid,
             number,
-            since: match of {
-                Of::Recorded { since } => since.cloned(),
-                Of::All | Of::Clusters(_) => None,
-            },
+            since: since.cloned(),
             nr_clusters,
             remaining: Cell::new(remaining),
             marks: marks.clone(),

@@ -37,15 +37,20 @@ pub struct RecordStatus {
 impl Ploop {
     /// Clusters of the guest that were written since a backup. Error: ESTALE if that is not recorded.
     pub(super) fn changed_since(&self, since: &Uuid) -> Result<Marks, PloopError> {
-        let records = self.records.borrow();
-        let first = records.iter().position(|record| record.since == *since);
-        let first = first.ok_or_else(|| self.not_recorded(since))?;
+        let first = self.record_of(since)?;
         let changed = Marks::new(self.capacity);
         changed.grow(self.nr_clusters());
-        for record in records.iter().skip(first) {
+        for record in self.records.borrow().iter().skip(first) {
             changed.add(&record.marks);
         }
         Ok(changed)
+    }
+
+    /// Where the record that begins with a backup is. Error: ESTALE if there is none.
+    pub(super) fn record_of(&self, since: &Uuid) -> Result<usize, PloopError> {
+        let records = self.records.borrow();
+        let first = records.iter().position(|record| record.since == *since);
+        first.ok_or_else(|| self.not_recorded(since))
     }
 
     fn not_recorded(&self, since: &Uuid) -> PloopError {

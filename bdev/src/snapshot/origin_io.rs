@@ -68,10 +68,9 @@ impl Origin {
 
     /// Data of both devices may be what the user sees (snapshot.md 9).
     async fn flush_both(&self, merge: &Merge) -> Result<(), Errno> {
-        let dev = self.origin_dev().filter(|dev| dev.origin_flushes);
-        let of_origin = match dev {
-            Some(_) => Some(self.guests.flush_device().await),
-            None => None,
+        let of_origin = match self.origin_flushes() {
+            true => Some(self.guests.flush_device().await),
+            false => None,
         };
         self.tell_guests();
         let of_cow = match merge.cow.flushes {
@@ -85,15 +84,20 @@ impl Origin {
     }
 
     async fn flush_origin(&self) -> Result<(), Errno> {
-        let Some(dev) = self.origin_dev().filter(|dev| dev.origin_flushes) else {
+        if !self.origin_flushes() {
             return Ok(());
-        };
+        }
         let result = self.guests.flush().await;
-        dev.set_failed_flush(self.guests.is_due());
+        self.tell_guests();
         result
     }
 
-    /// A flush that no guest has asked for has failed: the next one of a guest tells.
+    fn origin_flushes(&self) -> bool {
+        self.origin_dev().is_some_and(|dev| dev.origin_flushes)
+    }
+
+    /// While a flush has failed that no guest was told of, those of guests come to the owner: the next one
+    /// tells.
     pub(super) fn tell_guests(&self) {
         if let Some(dev) = self.origin_dev() {
             dev.set_failed_flush(self.guests.is_due());

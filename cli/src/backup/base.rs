@@ -46,11 +46,11 @@ pub fn find(
         {
             // Of those that began in one second the file that was written to last.
             let written = fs::metadata(&path).and_then(|file| file.modified()).ok();
-            found.push((header.began_unix_s, written, Base { header }));
+            found.push((written, Base { header }));
         }
     }
-    found.sort_by_key(|(began_unix_s, written, _)| (*began_unix_s, *written));
-    let mut found: Vec<Base> = found.into_iter().map(|(_, _, base)| base).collect();
+    found.sort_by_key(|(written, base)| (base.header.began_unix_s, *written));
+    let mut found: Vec<Base> = found.into_iter().map(|(_, base)| base).collect();
     // Of those of one second, none follows the last one.
     let is_followed = |base: &Base, all: &[Base]| {
         let uuid = Some(&base.header.uuid);

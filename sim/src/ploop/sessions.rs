@@ -129,32 +129,34 @@ impl Operator {
             }
         };
         let timeout = Duration::from_secs(1 + dice.below(3));
-        let began = world.tick();
-        world.history.borrow_mut().begin_read(began);
-        let started = self
-            .ploop
-            .push_backup_start(
-                uuid.clone(),
-                match &chosen {
-                    None => Of::All,
-                    Some(chosen) => Of::Clusters(std::slice::from_ref(chosen)),
-                },
-                Some(timeout),
-            )
-            .await;
-        let now = world.tick();
-        let picture = world.history.borrow().snapshot(Since::Read(began), now);
-        world.history.borrow_mut().end_read(began);
-        if self.judge("push_backup_start", started).is_none() {
+        let of = match &chosen {
+            None => Of::All,
+            Some(chosen) => Of::Clusters(std::slice::from_ref(chosen)),
+        };
+        let Some(picture) = self.begin_backup(&uuid, of, timeout).await else {
             return;
-        }
+        };
         let part = chosen.clone().unwrap_or(0..nr);
         let read = self.read_backup(&uuid, part.collect()).await;
-        // What was answered before the backup began may be lost since.
-        if let Some(read) = read.filter(|_| !world.losses.has_any()) {
+        if let Some(read) = read {
             check_picture(world, picture, &read, chosen.is_none());
         }
         self.judge("push_backup_stop", self.ploop.push_backup_stop(&uuid));
+    }
+
+    /// Begins a push backup. Some: what the device may hold at its moment.
+    async fn begin_backup(&self, uuid: &Uuid, of: Of<'_>, timeout: Duration) -> Option<History> {
+        let world = &self.world;
+        let began = world.tick();
+        world.history.borrow_mut().begin_read(began);
+        let start = self
+            .ploop
+            .push_backup_start(uuid.clone(), of, Some(timeout));
+        let started = start.await;
+        let now = world.tick();
+        let picture = world.history.borrow().snapshot(Since::Read(began), now);
+        world.history.borrow_mut().end_read(began);
+        self.judge("push_backup_start", started).map(|()| picture)
     }
 
     /// Backs up what was written since the last backup that was completed, if there was one: with what was backed
@@ -175,29 +177,17 @@ impl Operator {
             return;
         };
         let timeout = Duration::from_secs(1 + dice.below(3));
-        let began = world.tick();
-        world.history.borrow_mut().begin_read(began);
         let of = Of::Recorded {
             since: since.as_ref(),
         };
-        let started = self
-            .ploop
-            .push_backup_start(uuid.clone(), of, Some(timeout))
-            .await;
-        let now = world.tick();
-        let picture = world.history.borrow().snapshot(Since::Read(began), now);
-        world.history.borrow_mut().end_read(began);
-        if self.judge("push_backup_start", started).is_none() {
+        let Some(picture) = self.begin_backup(&uuid, of, timeout).await else {
             return;
-        }
+        };
         let read = self.read_changes(&uuid).await;
         let is_whole = read.is_some();
         if let Some(read) = read {
             contents.extend(read);
-            // As above; and what was lost since an earlier backup was not written to be in this one.
-            if !world.losses.has_any() {
-                check_picture(world, picture, &contents, true);
-            }
+            check_picture(world, picture, &contents, true);
         }
         // Somebody may not get to say that it is safe.
         if !is_whole || dice.one_in(4) {
@@ -333,6 +323,11 @@ fn check_picture(
     read: &BTreeMap<u64, Vec<u64>>,
     is_whole: bool,
 ) {
+    // What was answered before the backup began may be lost since; and what was lost since an earlier backup
+    // was not written to be in this one.
+    if world.losses.has_any() {
+        return;
+    }
     let now = world.tick();
     let per = world.shape.per_cluster;
     for (cluster, found) in read {
