@@ -95,9 +95,20 @@ impl Differences {
 
     /// Adds to a block's difference.
     pub fn add(&mut self, block: u64, by: i64) {
-        // The most frequent: the first reference, of many blocks side by side.
-        if by == 1 && self.others.is_empty() && self.ones.insert(block) {
-            return;
+        // The most frequent: one more reference.
+        if by == 1 {
+            let other = match self.others.is_empty() {
+                true => None,
+                false => self.others.get_mut(&block),
+            };
+            match other {
+                None if self.ones.insert(block) => return,
+                Some(difference) if !(-1..=0).contains(difference) => {
+                    *difference += 1;
+                    return;
+                }
+                _ => {}
+            }
         }
         let difference = self.take(block) + by;
         match difference {

@@ -1,9 +1,11 @@
-//! The cache of metadata blocks, with a byte limit.
+//! The cache of metadata blocks, with a byte limit, beyond which it goes by no more than what a sealed transaction
+//! has to write.
 //!
 //! Callers serialise their operations, so no two reads of a block are under way at once. Clean
 //! blocks nobody holds are dropped when the limit is reached; if that does not suffice, dirty ones
-//! are written early. That is always allowed: only blocks that are free in the committed state are
-//! ever dirty here (persistent-data.md 4); superblocks do not live in the cache.
+//! are written early. That is always allowed: only blocks that are free in the committed state, and in that
+//! of a transaction that is on its way to the disk, are ever dirty here (persistent-data.md 4); superblocks
+//! do not live in the cache.
 
 use crate::block::Kind;
 use crate::device::{BLOCK_BYTES, BlockBytes, BlockDevice};
@@ -16,6 +18,10 @@ use std::rc::Rc;
 
 /// Writes under way at once in a commit.
 const WRITE_DEPTH: usize = 64;
+
+/// Candidates for eviction looked at for each block that comes. Several times as many as are needed, unless most
+/// cannot go now because they are being written: then more come than go, for a while.
+const MOST_LOOKED_AT: usize = 64;
 
 /// Fewest blocks a cache keeps: a path through the trees with siblings, and then some.
 const MIN_BLOCKS: usize = 64;
@@ -48,10 +54,48 @@ impl Block {
         self.bytes.borrow_mut()
     }
 
+    async fn write_to(&self, device: &dyn BlockDevice) -> Result<()> {
+        // A copy, so that no borrow is held while the device works.
+        let bytes = {
+            let mut bytes = self.bytes.borrow_mut();
+            self.kind.seal(&mut bytes, self.nr);
+            bytes.clone()
+        };
+        let written = device.write(self.nr, &bytes).await;
+        written.map_err(|source| Error::Device {
+            block: self.nr,
+            source,
+        })
+    }
+
     fn set_dirty(&self) {
         if !self.dirty.replace(true) {
             self.dirtied.borrow_mut().push(self.nr);
         }
+    }
+}
+
+/// Blocks that were dirty when a transaction ended.
+pub struct DirtyBlocks {
+    device: Rc<dyn BlockDevice>,
+    blocks: Vec<Rc<Block>>,
+}
+
+impl DirtyBlocks {
+    /// Writes them, many at a time, and makes them durable.
+    pub async fn write(self) -> Result<()> {
+        let device = &*self.device;
+        let mut writes = futures::stream::iter(self.blocks)
+            .map(|block| async move { block.write_to(device).await })
+            .buffer_unordered(WRITE_DEPTH);
+        // Also after an error all are waited for: a write that landed later could overwrite a block that
+        // the next transaction has put to other use.
+        let mut result = Ok(());
+        while let Some(written) = writes.next().await {
+            result = result.and(written);
+        }
+        result?;
+        device.flush().await.map_err(Error::Flush)
     }
 }
 
@@ -172,9 +216,7 @@ impl BlockCache {
     }
 
     async fn make_room(&self) -> Result<()> {
-        // Twice around: the first time clears the marks.
-        let rounds = 2 * self.clock.borrow().len();
-        for _ in 0..rounds {
+        for _ in 0..MOST_LOOKED_AT {
             if self.blocks.borrow().len() < self.max_blocks {
                 return Ok(());
             }
@@ -189,82 +231,29 @@ impl BlockCache {
                 self.clock.borrow_mut().push_back(nr);
                 continue;
             }
-            if block.dirty.get() {
-                self.write(&block).await?;
+            if block.dirty.replace(false) {
+                block.write_to(&*self.device).await?;
             }
             self.blocks.borrow_mut().remove(&nr);
         }
         Ok(())
     }
 
-    async fn write(&self, block: &Block) -> Result<()> {
-        // A copy, so that no borrow is held while the device works.
-        let bytes = {
-            let mut bytes = block.bytes.borrow_mut();
-            block.kind.seal(&mut bytes, block.nr);
-            bytes.clone()
-        };
-        block.dirty.set(false);
-        self.device
-            .write(block.nr, &bytes)
-            .await
-            .map_err(|source| Error::Device {
-                block: block.nr,
-                source,
-            })
-    }
-
-    /// Blocks that are dirty, at most.
-    pub fn nr_dirty(&self) -> usize {
-        self.dirtied.borrow().len()
-    }
-
-    /// Writes all dirty blocks, many at a time.
-    pub async fn write_dirty(&self) -> Result<()> {
-        let numbers = self.dirtied.take();
-        self.write_those(numbers).await
-    }
-
-    /// Writes so many of the dirty blocks, those that have been so for the longest time.
-    pub async fn write_oldest(&self, count: usize) -> Result<()> {
-        let numbers = {
-            let mut dirtied = self.dirtied.borrow_mut();
-            let count = count.min(dirtied.len());
-            dirtied.drain(..count).collect()
-        };
-        self.write_those(numbers).await
-    }
-
-    /// Writes those of the blocks that are dirty. After an error the transaction is given up, so they need
-    /// not be on the list of dirty ones any more.
-    async fn write_those(&self, mut numbers: Vec<u64>) -> Result<()> {
+    /// Takes all dirty blocks, which are to be written and must not change until they are. They stay cached
+    /// meanwhile.
+    pub fn take_dirty(&self) -> DirtyBlocks {
+        let mut numbers = self.dirtied.take();
         numbers.sort_unstable();
         numbers.dedup();
-        let dirty: Vec<_> = numbers
-            .into_iter()
-            .filter_map(|nr| self.dirty(nr))
-            .collect();
-        let mut writes = futures::stream::iter(dirty)
-            .map(|block| async move { self.write(&block).await })
-            .buffer_unordered(WRITE_DEPTH);
-        // Also after an error all are waited for: a write that landed later could overwrite a block that
-        // the next transaction has put to other use.
-        let mut result = Ok(());
-        while let Some(written) = writes.next().await {
-            result = result.and(written);
-        }
-        result
-    }
-
-    /// A block, if it is cached and dirty.
-    fn dirty(&self, nr: u64) -> Option<Rc<Block>> {
         let blocks = self.blocks.borrow();
-        blocks.get(&nr).filter(|block| block.dirty.get()).cloned()
-    }
-
-    /// Makes what was written durable.
-    pub async fn flush(&self) -> Result<()> {
-        self.device.flush().await.map_err(Error::Flush)
+        let dirty = numbers.into_iter().filter_map(|nr| {
+            let block = blocks.get(&nr)?;
+            block.dirty.replace(false).then(|| block.clone())
+        });
+        DirtyBlocks {
+            device: self.device.clone(),
+            blocks: dirty.collect(),
+        }
     }
 
     /// Forgets a block that is free now, so that it is not written for nothing.

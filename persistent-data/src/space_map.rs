@@ -6,157 +6,38 @@
 //! needs no nested operations: applying it may add differences, which are applied in turn.
 //!
 //! The committed bitmaps stay readable throughout the transaction, because they are only ever
-//! shadowed. A block is handed out only if it is free both in them and now.
+//! shadowed, and so do those of a sealed transaction. A block is handed out only if it is free in all of them and
+//! now.
 
-use crate::block::{Kind, get_u32, get_u64, no_rules, put_u32, put_u64};
+mod format;
+
+pub(crate) use format::put_entries;
+pub use format::{
+    BITMAP, ENTRIES_PER_BITMAP, INDEX, IndexEntry, MAX_METADATA_BITMAPS, MAX_METADATA_BLOCKS,
+    SpaceMapRoot, entries_of, store, stored,
+};
+
 use crate::block_set::{BlockSet, Differences};
-use crate::btree::{self, Plain, Value};
-use crate::device::{BLOCK_BYTES, BlockBytes};
+use crate::btree::{self, Plain};
 use crate::error::{Error, Result};
-use crate::tm::{SUPERBLOCK, TransactionManager};
+use crate::tm::TransactionManager;
+use format::{LARGE, first_free};
 use rustc_hash::FxHashSet;
 use std::cell::{Cell, RefCell};
-
-/// Counts per bitmap block.
-pub const ENTRIES_PER_BITMAP: u64 = (BLOCK_BYTES as u64 - BITMAP_HEADER_BYTES as u64) * 4;
-
-/// Bitmaps a metadata device's map can have.
-pub const MAX_METADATA_BITMAPS: u64 = 255;
-
-/// Metadata blocks that can be used; the rest of a larger device is ignored.
-pub const MAX_METADATA_BLOCKS: u64 = MAX_METADATA_BITMAPS * ENTRIES_PER_BITMAP;
-
-const BITMAP_HEADER_BYTES: usize = 16;
-const INDEX_HEADER_BYTES: usize = 16;
-const ENTRY_BYTES: usize = 16;
 
 /// Differences are applied before the commit when there are this many, to bound memory, and to keep
 /// what each allocation looks into in the core's caches.
 const MAX_DIFFERENCES: u64 = 1 << 16;
 
-/// A bitmap block.
-pub static BITMAP: Kind = Kind {
-    name: "space map bitmap",
-    xor: 240_779,
-    blocknr_offset: 8,
-    validate: no_rules,
-};
+/// Pieces that are left to the commit. Of fewer differences, too few share a bitmap.
+const FEW_PIECES: usize = 6;
 
-/// The index block of the metadata device's map.
-pub static INDEX: Kind = Kind {
-    name: "metadata space map index",
-    xor: 160_478,
-    blocknr_offset: 8,
-    validate: no_rules,
-};
-
-/// Where a bitmap is, with two hints for searching.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct IndexEntry {
-    /// The bitmap block.
-    pub blocknr: u64,
-    /// Entries with count 0; those past the end of the device count.
-    pub nr_free: u32,
-    /// No free entry lies before this one.
-    pub none_free_before: u32,
-}
-
-impl Value for IndexEntry {
-    const SIZE: usize = ENTRY_BYTES;
-
-    fn get(bytes: &[u8]) -> Self {
-        IndexEntry {
-            blocknr: get_u64(bytes, 0),
-            nr_free: get_u32(bytes, 8),
-            none_free_before: get_u32(bytes, 12),
-        }
-    }
-
-    fn put(&self, bytes: &mut [u8]) {
-        put_u64(bytes, 0, self.blocknr);
-        put_u32(bytes, 8, self.nr_free);
-        put_u32(bytes, 12, self.none_free_before);
-    }
-}
-
-/// The root of a space map as a superblock stores it, 32 bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SpaceMapRoot {
-    /// Blocks of the device.
-    pub nr_blocks: u64,
-    /// Blocks with a count above 0.
-    pub nr_allocated: u64,
-    /// Index block, or root of the index tree.
-    pub bitmap_root: u64,
-    /// Root of the tree of counts from 3 up.
-    pub ref_count_root: u64,
-}
-
-impl SpaceMapRoot {
-    /// Bytes used of a superblock's field.
-    pub const BYTES: usize = 32;
-
-    /// Reads a root.
-    pub fn get(bytes: &[u8]) -> Self {
-        SpaceMapRoot {
-            nr_blocks: get_u64(bytes, 0),
-            nr_allocated: get_u64(bytes, 8),
-            bitmap_root: get_u64(bytes, 16),
-            ref_count_root: get_u64(bytes, 24),
-        }
-    }
-
-    /// Refuses counts that cannot be.
-    pub(crate) fn check(&self) -> Result<()> {
-        match self.nr_allocated <= self.nr_blocks {
-            true => Ok(()),
-            false => Err(Error::Corrupt {
-                block: SUPERBLOCK,
-                what: "a space map has more blocks allocated than it has blocks",
-            }),
-        }
-    }
-
-    /// Writes a root.
-    pub fn put(&self, bytes: &mut [u8]) {
-        put_u64(bytes, 0, self.nr_blocks);
-        put_u64(bytes, 8, self.nr_allocated);
-        put_u64(bytes, 16, self.bitmap_root);
-        put_u64(bytes, 24, self.ref_count_root);
-    }
-}
-
-/// The count of entry `entry` (below [`ENTRIES_PER_BITMAP`]) in a bitmap block: 0 to 2, or 3 for what the
-/// tree of counts knows.
-pub fn stored(bytes: &BlockBytes, entry: u64) -> u32 {
-    let pair = bytes[BITMAP_HEADER_BYTES + entry as usize / 4] >> (2 * (entry % 4)) & 3;
-    // The low bit of the pair is worth 2, the high bit 1.
-    u32::from(pair & 1) << 1 | u32::from(pair >> 1)
-}
-
-/// Sets the count of an entry in a bitmap block, as [`stored`] reads it.
-pub fn store(bytes: &mut BlockBytes, entry: u64, count: u32) {
-    let byte = &mut bytes[BITMAP_HEADER_BYTES + entry as usize / 4];
-    let shift = 2 * (entry % 4);
-    let pair = (count & 1) << 1 | count >> 1;
-    *byte = *byte & !(3 << shift) | (pair as u8) << shift;
-}
-
-/// The first entry in `begin..end` that is free in both bitmaps.
-fn first_free(now: &BlockBytes, committed: &BlockBytes, begin: u64, end: u64) -> Option<u64> {
-    let mut entry = begin;
-    while entry < end {
-        let at = BITMAP_HEADER_BYTES + entry as usize / 32 * 8;
-        let word = get_u64(&now[..], at) | get_u64(&committed[..], at);
-        let used = (word | word >> 1) & 0x5555_5555_5555_5555;
-        let free = (!used & 0x5555_5555_5555_5555) >> (2 * (entry % 32));
-        if free != 0 {
-            let found = entry + u64::from(free.trailing_zeros() / 2);
-            return (found < end).then_some(found);
-        }
-        entry = (entry / 32 + 1) * 32;
-    }
-    None
+/// What a map was when its transaction was sealed.
+struct SealedMap {
+    nr_allocated: u64,
+    index: Vec<IndexEntry>,
+    net_allocated: i64,
+    claimed: u64,
 }
 
 /// The counts of one device.
@@ -167,10 +48,15 @@ pub struct SpaceMap {
     ref_count_root: Cell<u64>,
     index: RefCell<Vec<IndexEntry>>,
     committed: RefCell<Vec<IndexEntry>>,
+    sealed: RefCell<Option<SealedMap>>,
     changed_entries: RefCell<FxHashSet<usize>>,
     differences: RefCell<Differences>,
-    /// Blocks gained less blocks lost in this transaction.
+    /// Blocks gained less blocks lost since the last commit.
     net_allocated: Cell<i64>,
+    /// Blocks gained since the last commit.
+    claimed: Cell<u64>,
+    /// Differences from which on some are applied, below what there is room for: a commit is near.
+    ceiling: Cell<usize>,
     cursor: Cell<u64>,
     /// What [`SpaceMap::apply_some`] is to apply next, the last block first. Some may have no difference
     /// any more.
@@ -191,7 +77,10 @@ impl SpaceMap {
             index: RefCell::new(index),
             changed_entries: RefCell::default(),
             differences: RefCell::default(),
+            sealed: RefCell::default(),
             net_allocated: Cell::new(0),
+            claimed: Cell::new(0),
+            ceiling: Cell::new(usize::MAX),
             cursor: Cell::new(0),
             sorted: RefCell::default(),
             held: RefCell::default(),
@@ -208,6 +97,12 @@ impl SpaceMap {
     pub fn nr_free(&self) -> u64 {
         let allocated = self.committed_nr_allocated.get() as i64 + self.net_allocated.get();
         self.nr_blocks.get().saturating_sub(allocated.max(0) as u64)
+    }
+
+    /// Blocks that can be had before the next commit, at least.
+    pub fn nr_available(&self) -> u64 {
+        let taken = self.committed_nr_allocated.get() + self.claimed.get();
+        self.nr_blocks.get().saturating_sub(taken)
     }
 
     /// Blocks that are held.
@@ -259,11 +154,27 @@ impl SpaceMap {
         self.ref_count_root.set(root);
     }
 
-    /// What is on disk now is the committed state.
+    /// The transaction ends, with everything applied.
+    pub(crate) fn seal(&self) {
+        self.ceiling.set(usize::MAX);
+        self.sealed.replace(Some(SealedMap {
+            nr_allocated: self.nr_allocated.get(),
+            index: self.index(),
+            net_allocated: self.net_allocated.get(),
+            claimed: self.claimed.get(),
+        }));
+    }
+
+    /// What was sealed is the committed state.
     pub(crate) fn committed(&self) {
-        self.committed.borrow_mut().clone_from(&self.index.borrow());
-        self.committed_nr_allocated.set(self.nr_allocated.get());
-        self.net_allocated.set(0);
+        let Some(sealed) = self.sealed.take() else {
+            return;
+        };
+        self.committed.replace(sealed.index);
+        self.committed_nr_allocated.set(sealed.nr_allocated);
+        let net = self.net_allocated.get() - sealed.net_allocated;
+        self.net_allocated.set(net);
+        self.claimed.set(self.claimed.get() - sealed.claimed);
     }
 
     fn entry_of(&self, block: u64) -> Result<IndexEntry> {
@@ -286,7 +197,7 @@ impl SpaceMap {
         let entry = self.entry_of(block)?;
         let bitmap = tm.read(entry.blocknr, &BITMAP).await?;
         let mut count = stored(&bitmap.bytes(), block % ENTRIES_PER_BITMAP);
-        if count == 3 {
+        if count == LARGE {
             count = btree::lookup(tm, self.ref_count_root.get(), block)
                 .await?
                 .ok_or(Error::BadCount { block })?;
@@ -320,6 +231,7 @@ impl SpaceMap {
     pub(crate) fn claim(&self, block: u64) {
         self.add_difference(block, 1);
         self.net_allocated.set(self.net_allocated.get() + 1);
+        self.claimed.set(self.claimed.get() + 1);
     }
 
     /// Hands out a free block with count 1.
@@ -396,16 +308,16 @@ impl SpaceMap {
             let i = block / ENTRIES_PER_BITMAP;
             let base = i * ENTRIES_PER_BITMAP;
             let end = range.end.min(base + ENTRIES_PER_BITMAP);
-            let now = self.entry_of(block)?;
-            let committed = self.committed.borrow().get(i as usize).copied();
-            let committed = committed.unwrap_or(now);
-            let full = trust_hints && (now.nr_free == 0 || committed.nr_free == 0);
+            let states = self.states_of(block)?;
+            let full = trust_hints && states.iter().any(|entry| entry.nr_free == 0);
             if !full {
-                let now = tm.read(now.blocknr, &BITMAP).await?;
-                let committed = tm.read(committed.blocknr, &BITMAP).await?;
-                let (now, committed) = (now.bytes(), committed.bytes());
+                let mut bitmaps = Vec::with_capacity(states.len());
+                for state in &states {
+                    bitmaps.push(tm.read(state.blocknr, &BITMAP).await?);
+                }
+                let bitmaps: Vec<_> = bitmaps.iter().map(|bitmap| bitmap.bytes()).collect();
                 let mut entry = block - base;
-                while let Some(found) = first_free(&now, &committed, entry, end - base) {
+                while let Some(found) = first_free(&bitmaps, entry, end - base) {
                     let candidate = base + found;
                     if self.differences.borrow().get(candidate) == 0
                         && !self.held.borrow().contains(candidate)
@@ -423,14 +335,33 @@ impl SpaceMap {
         Ok(free)
     }
 
+    /// The entries of a block's bitmaps, each bitmap once: as it is now, as it was sealed, as it was committed.
+    fn states_of(&self, block: u64) -> Result<Vec<IndexEntry>> {
+        let mut states = Vec::with_capacity(3);
+        states.push(self.entry_of(block)?);
+        let i = (block / ENTRIES_PER_BITMAP) as usize;
+        let sealed = self.sealed.borrow();
+        let sealed = sealed.as_ref().and_then(|sealed| sealed.index.get(i));
+        for entry in sealed.into_iter().chain(self.committed.borrow().get(i)) {
+            if states.iter().all(|state| state.blocknr != entry.blocknr) {
+                states.push(*entry);
+            }
+        }
+        Ok(states)
+    }
+
     /// Changed counts that are kept in core: of a small device few, so that tests get to the limit, too.
     fn max_differences(&self) -> usize {
         (self.nr_blocks.get() / 4).clamp(8, MAX_DIFFERENCES) as usize
     }
 
-    /// Whether so much has been counted that some should be applied before the commit.
-    pub(crate) fn wants_applying(&self) -> bool {
-        self.differences.borrow().len() >= self.max_differences()
+    /// Applies some of what has been counted, if that is much.
+    pub(crate) async fn relieve(&self, tm: &TransactionManager) -> Result<()> {
+        let most = self.max_differences().min(self.ceiling.get());
+        while self.differences.borrow().len() >= most {
+            self.apply_some(tm).await?;
+        }
+        Ok(())
     }
 
     /// Differences applied at a time.
@@ -438,12 +369,21 @@ impl SpaceMap {
         (self.max_differences() / 32).max(2)
     }
 
-    /// Pieces that a commit would have to apply. 0: one or two.
+    /// Pieces that a commit would have to apply. 0: few.
     pub(crate) fn pieces_to_apply(&self) -> usize {
         match self.differences.borrow().len() / self.piece() {
-            0..=2 => 0,
+            0..=FEW_PIECES => 0,
             pieces => pieces,
         }
+    }
+
+    /// Applies a piece ahead of a commit. From now on no more differences gather than there are then: those who
+    /// add to them have to apply as many.
+    pub(crate) async fn apply_ahead(&self, tm: &TransactionManager) -> Result<()> {
+        self.apply_some(tm).await?;
+        let left = self.differences.borrow().len();
+        self.ceiling.set(left.max(FEW_PIECES * self.piece()));
+        Ok(())
     }
 
     /// Brings some of the differences into the bitmaps. All at once would keep everybody waiting; in the
@@ -493,45 +433,65 @@ impl SpaceMap {
         entry.blocknr = bitmap.nr();
         // In place before anything else may look: shadowing counts, too.
         self.set_entry(i, entry);
-        for &block in group {
-            let e = block % ENTRIES_PER_BITMAP;
-            let old_pair = stored(&bitmap.bytes(), e);
-            let old = match old_pair {
-                3 => btree::lookup(tm, self.ref_count_root.get(), block)
-                    .await?
-                    .ok_or(Error::BadCount { block })?,
+        let changes: Vec<_> = group
+            .iter()
+            .filter_map(|&block| match self.differences.borrow_mut().take(block) {
+                0 => None,
+                by => Some((
+                    block,
+                    by,
+                    stored(&bitmap.bytes(), block % ENTRIES_PER_BITMAP),
+                )),
+            })
+            .collect();
+        // Many blocks that share a bitmap share leaves of the tree, too.
+        let large = changes.iter().filter(|(_, _, pair)| *pair == LARGE);
+        let large: Vec<_> = large.map(|(block, ..)| *block).collect();
+        let root = self.ref_count_root.get();
+        let counts = btree::lookup_sorted::<u32>(tm, root, &large).await?;
+        let mut counts = counts.into_iter();
+        let (mut larger, mut smaller) = (Vec::new(), Vec::new());
+        for (block, by, pair) in changes {
+            let old = match pair {
+                LARGE => counts.next().flatten().ok_or(Error::BadCount { block })?,
                 pair => pair,
             };
-            let difference = self.differences.borrow_mut().take(block);
-            if difference == 0 {
-                continue;
-            }
-            let new = u32::try_from(i64::from(old) + difference)
-                .map_err(|_| Error::BadCount { block })?;
-            store(&mut bitmap.bytes_mut(), e, new.min(3));
-            let mut entry = self.entry_of(block)?;
-            if old == 0 && new > 0 {
-                self.nr_allocated.set(self.nr_allocated.get() + 1);
-                entry.nr_free = entry.nr_free.saturating_sub(1);
-                if u64::from(entry.none_free_before) == e {
-                    entry.none_free_before += 1;
-                }
-            } else if old > 0 && new == 0 {
-                self.nr_allocated
-                    .set(self.nr_allocated.get().saturating_sub(1));
-                entry.nr_free = entry.nr_free.saturating_add(1);
-                entry.none_free_before = entry.none_free_before.min(e as u32);
-            }
-            self.set_entry(i, entry);
-            let root = self.ref_count_root.get();
-            if new >= 3 {
-                let (root, _) = btree::insert(tm, root, block, new, &Plain).await?;
-                self.ref_count_root.set(root);
-            } else if old_pair == 3 {
-                let (root, _) = btree::remove::<u32, _>(tm, root, block, &Plain).await?;
-                self.ref_count_root.set(root);
+            let new = u32::try_from(i64::from(old) + by).map_err(|_| Error::BadCount { block })?;
+            let e = block % ENTRIES_PER_BITMAP;
+            store(&mut bitmap.bytes_mut(), e, new.min(LARGE));
+            self.note_change(i, e as u32, old, new)?;
+            if new >= LARGE {
+                larger.push((block, new));
+            } else if pair == LARGE {
+                smaller.push(block);
             }
         }
+        let root = btree::insert_sorted(tm, root, &larger, &Plain).await?;
+        self.ref_count_root.set(root);
+        for block in smaller {
+            let root = self.ref_count_root.get();
+            let (root, _) = btree::remove::<u32, _>(tm, root, block, &Plain).await?;
+            self.ref_count_root.set(root);
+        }
+        Ok(())
+    }
+
+    /// The count of entry `e` of bitmap `i` has changed.
+    fn note_change(&self, i: usize, e: u32, old: u32, new: u32) -> Result<()> {
+        let mut entry = self.entry_of(i as u64 * ENTRIES_PER_BITMAP)?;
+        if old == 0 && new > 0 {
+            self.nr_allocated.set(self.nr_allocated.get() + 1);
+            entry.nr_free = entry.nr_free.saturating_sub(1);
+            if entry.none_free_before == e {
+                entry.none_free_before += 1;
+            }
+        } else if old > 0 && new == 0 {
+            self.nr_allocated
+                .set(self.nr_allocated.get().saturating_sub(1));
+            entry.nr_free = entry.nr_free.saturating_add(1);
+            entry.none_free_before = entry.none_free_before.min(e);
+        }
+        self.set_entry(i, entry);
         Ok(())
     }
 
@@ -563,24 +523,5 @@ impl SpaceMap {
 
     pub(crate) fn set_nr_blocks(&self, nr_blocks: u64) {
         self.nr_blocks.set(nr_blocks);
-    }
-}
-
-/// Reads the entries of an index block.
-pub fn entries_of(bytes: &BlockBytes, count: u64) -> Vec<IndexEntry> {
-    bytes[INDEX_HEADER_BYTES..]
-        .chunks_exact(ENTRY_BYTES)
-        .take(count as usize)
-        .map(IndexEntry::get)
-        .collect()
-}
-
-/// Writes the entries of an index block.
-pub(crate) fn put_entries(bytes: &mut BlockBytes, entries: &[IndexEntry]) {
-    for (slot, entry) in bytes[INDEX_HEADER_BYTES..]
-        .chunks_exact_mut(ENTRY_BYTES)
-        .zip(entries)
-    {
-        entry.put(slot);
     }
 }

@@ -3,10 +3,14 @@
 //!
 //! A block that is part of the committed state is never written. Callers serialise operations, and
 //! after any error abandon the transaction by opening a new manager.
+//!
+//! A transaction ends when it is *sealed*: from then on its blocks are as untouchable as committed ones, so they
+//! can be written while the next transaction is under way. What the last commit and a sealed transaction refer
+//! to is not allocated before the sealed one is committed, too.
 
 use crate::block::Kind;
 use crate::btree;
-use crate::cache::{Block, BlockCache, CacheStats};
+use crate::cache::{Block, BlockCache, CacheStats, DirtyBlocks};
 use crate::device::{BlockBytes, BlockDevice};
 use crate::error::{Error, Result};
 use crate::space_map::{
@@ -183,37 +187,78 @@ impl TransactionManager {
         Ok(())
     }
 
-    /// Blocks that a commit would write, at most.
-    pub fn nr_dirty(&self) -> usize {
-        self.cache.nr_dirty()
+    /// Calls of [`TransactionManager::apply_ahead`] after which a commit has little left to count. 0: it has
+    /// not much now.
+    pub fn pieces_to_apply(&self) -> usize {
+        self.map.pieces_to_apply()
     }
 
-    /// Writes so many of the blocks that a commit would write, those changed longest ago, so that it
-    /// has less to do.
-    pub async fn write_ahead(&self, count: usize) -> Result<()> {
-        self.cache.write_oldest(count).await
+    /// Counts a piece of what a commit would have to, and sees to it that not so much gathers any more.
+    pub async fn apply_ahead(&self) -> Result<()> {
+        self.map.apply_ahead(self).await
     }
 
-    /// First phase of a commit: everything but the superblock is made durable. Returns the root of
-    /// the metadata device's map for the superblock.
-    pub async fn pre_commit(&self) -> Result<SpaceMapRoot> {
+    /// Counts some of what has been changed, if it has become much.
+    pub async fn relieve(&self) -> Result<()> {
+        self.map.relieve(self).await
+    }
+
+    /// Ends the transaction; the next one begins. The one before must have been committed.
+    pub async fn seal(&self) -> Result<Sealed> {
         let (index, _) = self.shadow(self.index_block.get(), &INDEX).await?;
         self.index_block.set(index.nr());
         self.map.apply(self).await?;
         self.map.take_changed_entries();
         space_map::put_entries(&mut index.bytes_mut(), &self.map.index());
         drop(index);
-        self.cache.write_dirty().await?;
-        self.cache.flush().await?;
-        Ok(self.map.root(self.index_block.get()))
+        self.shadows.borrow_mut().clear();
+        self.map.seal();
+        Ok(Sealed {
+            blocks: self.cache.take_dirty(),
+            device: self.device().clone(),
+            root: self.map.root(self.index_block.get()),
+        })
     }
 
-    /// Second phase: the superblock goes out and is made durable; the next transaction begins.
+    /// The sealed transaction is durable now.
+    pub fn committed(&self) {
+        self.map.committed();
+    }
+
+    /// First phase of a commit without anything beside it: everything but the superblock is made durable. Returns
+    /// the root of the metadata device's map for the superblock.
+    pub async fn pre_commit(&self) -> Result<SpaceMapRoot> {
+        let Sealed { blocks, root, .. } = self.seal().await?;
+        blocks.write().await?;
+        Ok(root)
+    }
+
+    /// Second phase: the superblock goes out and is made durable.
     pub async fn commit(&self, kind: &'static Kind, superblock: &mut BlockBytes) -> Result<()> {
         write_superblock(self.device().as_ref(), kind, superblock).await?;
-        self.shadows.borrow_mut().clear();
-        self.map.committed();
+        self.committed();
         Ok(())
+    }
+}
+
+/// A transaction that has ended and is not on the disk yet.
+pub struct Sealed {
+    blocks: DirtyBlocks,
+    device: Rc<dyn BlockDevice>,
+    root: SpaceMapRoot,
+}
+
+impl Sealed {
+    /// The root of the metadata device's map for the superblock.
+    pub fn root(&self) -> SpaceMapRoot {
+        self.root
+    }
+
+    /// Makes everything else durable, then the superblock. After an error nobody knows whether that is on the
+    /// disk.
+    pub async fn commit(self, kind: &'static Kind, superblock: &mut BlockBytes) -> Result<()> {
+        self.blocks.write().await?;
+        write_superblock(self.device.as_ref(), kind, superblock).await
     }
 }
 
@@ -295,10 +340,7 @@ impl DiskSpaceMap {
 
     /// Applies some of what has been counted, if it has become much.
     pub async fn relieve(&self, tm: &TransactionManager) -> Result<()> {
-        while self.map.wants_applying() {
-            self.map.apply_some(tm).await?;
-        }
-        Ok(())
+        self.map.relieve(tm).await
     }
 
     /// Calls of [`DiskSpaceMap::apply_ahead`] after which a commit has little left to apply. 0: it has not
@@ -307,23 +349,23 @@ impl DiskSpaceMap {
         self.map.pieces_to_apply()
     }
 
-    /// Applies a piece of what a commit would have to.
+    /// Applies a piece of what a commit would have to, and sees to it that not so much gathers any more.
     pub async fn apply_ahead(&self, tm: &TransactionManager) -> Result<()> {
-        self.map.apply_some(tm).await
+        self.map.apply_ahead(tm).await
     }
 
-    /// Brings everything into metadata blocks; before [`TransactionManager::pre_commit`].
+    /// Brings everything into metadata blocks; before [`TransactionManager::seal`], with nothing counted in
+    /// between.
     pub async fn pre_commit(&self, tm: &TransactionManager) -> Result<SpaceMapRoot> {
         self.map.apply(tm).await?;
-        for (i, entry) in self.map.take_changed_entries() {
-            let (root, _) =
-                btree::insert(tm, self.index_root.get(), i, entry, &btree::Plain).await?;
-            self.index_root.set(root);
-        }
+        let entries = self.map.take_changed_entries();
+        let root = btree::insert_sorted(tm, self.index_root.get(), &entries, &btree::Plain).await?;
+        self.index_root.set(root);
+        self.map.seal();
         Ok(self.map.root(self.index_root.get()))
     }
 
-    /// The transaction has been committed.
+    /// The sealed transaction is durable now.
     pub fn committed(&self) {
         self.map.committed();
     }

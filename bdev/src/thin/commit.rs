@@ -1,21 +1,76 @@
-//! Commits, and what a pool does when it runs out of space or its metadata fails (thin.md 5, 6, 9).
+//! Commits, and what a pool does when its metadata or a flush of its data fails (thin.md 5, 9).
+//!
+//! A transaction is *sealed* by who holds the metadata, which is quick. Then it goes to the disk, while the next
+//! one is under way: barrier, flush of the data, metadata blocks, superblock. Who holds the metadata again
+//! afterwards *concludes*: what the transaction has freed can be had, devices without later changes are clean.
 
-use super::events::PoolEvent;
 use super::map::{PoolMode, Thin, ThinDev};
-use super::metadata::{ThinError, ThinMetadata};
+use super::metadata::{Sealed, ThinError, ThinMetadata};
 use super::pool::{NO_DEVICE, Pool};
 use crate::channel::Deferred;
 use crate::errno::Errno;
-use std::cell::Cell;
-use std::rc::Rc;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tokio::sync::{Mutex, MutexGuard};
 
-/// Lets all who ask for a commit while one is running share the next one.
+/// The commits of a pool. They are in rounds: all who ask for one while one is running share the next.
 #[derive(Default)]
-pub(super) struct CommitRounds {
+pub(super) struct Commits {
+    /// Held by who ends a transaction, until it is committed. To be had before the metadata.
+    turn: Mutex<()>,
+    /// Held while a sealed transaction is on its way to the disk. To be had after the metadata, which nobody
+    /// waits for who holds this.
+    landing: Mutex<()>,
+    in_flight: RefCell<Option<InFlight>>,
+    /// Transactions that were sealed, since the pool was opened.
+    sealed: Cell<u64>,
     started: Cell<u64>,
-    last: Cell<Option<Errno>>,
+    /// The last round that has ended, and how.
+    last: Cell<(u64, Option<Errno>)>,
+}
+
+impl Commits {
+    /// The number of the transaction under way, from 1 on.
+    fn transaction(&self) -> u64 {
+        self.sealed.get() + 1
+    }
+
+    fn begin_round(&self) -> u64 {
+        let round = self.started.get() + 1;
+        self.started.set(round);
+        round
+    }
+
+    fn end_round(&self, round: u64, result: Result<(), Errno>) -> Result<(), Errno> {
+        if round >= self.last.get().0 {
+            self.last.set((round, result.err()));
+        }
+        result
+    }
+}
+
+/// A sealed transaction.
+struct InFlight {
+    transaction: u64,
+    round: u64,
+    /// Data blocks it has freed.
+    freed: Vec<u64>,
+    /// It is on the disk, or nobody knows whether it is.
+    landed: Result<(), NotLanded>,
+}
+
+/// Why a transaction did not get to the disk.
+enum NotLanded {
+    /// Its data is not durable.
+    Data(Errno),
+    Metadata(ThinError),
+}
+
+/// The metadata, and the right to end the transaction: nothing sealed is on its way to the disk.
+pub(super) struct Change<'a> {
+    _turn: MutexGuard<'a, ()>,
+    pub metadata: MutexGuard<'a, ThinMetadata>,
 }
 
 /// A flush of the data device has failed: what was written to it may be lost. Nothing may be committed that
@@ -24,97 +79,222 @@ pub(super) struct CommitRounds {
 pub(super) struct DataLoss(Cell<Option<Errno>>);
 
 impl Pool {
-    /// Does most of what a commit takes in many short turns at the metadata, so that nobody waits long for
-    /// the one that ends it. Who comes meanwhile waits and finds little left to do.
-    pub(super) async fn commit_ahead(&self) -> Result<(), Errno> {
+    /// Waits for the right to change what is not mappings.
+    pub(super) async fn begin_change(&self) -> Change<'_> {
+        Change {
+            _turn: self.commits.turn.lock().await,
+            metadata: self.metadata.lock().await,
+        }
+    }
+
+    /// Does most of what it takes to end a transaction in many short turns at the metadata, so that nobody waits
+    /// long for the one that ends it. Who comes meanwhile waits and finds little left to do.
+    pub(super) async fn seal_ahead(&self) -> Result<(), Errno> {
         let _turn = self.ahead.lock().await;
-        let mut turns = self.metadata.lock().await.turns_ahead();
-        // Those who go on changing things are not raced for ever.
-        while turns > 0 {
+        loop {
             let mut metadata = self.metadata.lock().await;
             if self.shared.mode().refuses_changes() {
-                break;
+                return Ok(());
             }
-            match metadata.commit_ahead().await {
-                Ok(true) => turns -= 1,
-                Ok(false) => break,
+            match metadata.seal_ahead().await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
                 Err(error) => {
                     self.metadata_failed(&mut metadata, &error).await;
                     return Err(Errno::EIO);
                 }
             }
         }
-        Ok(())
     }
 
     /// Commits everything acknowledged before this call: flushes the data device, then commits the
     /// metadata. Calls that wait at the same time share one round.
     pub(super) async fn commit(&self) -> Result<(), Errno> {
-        let wanted = self.rounds.started.get() + 1;
-        self.commit_ahead().await?;
-        let mut metadata = self.metadata.lock().await;
-        if self.rounds.started.get() >= wanted {
-            return self.rounds.last.get().map_or(Ok(()), Err);
+        let wanted = self.commits.started.get() + 1;
+        self.seal_ahead().await?;
+        let change = self.begin_change().await;
+        // With both in hand, no round is running.
+        if self.commits.started.get() >= wanted {
+            return self.commits.last.get().1.map_or(Ok(()), Err);
         }
-        self.commit_locked(&mut metadata).await
+        self.commit_change(change).await
     }
 
-    /// [`Pool::commit`] for who holds the metadata.
-    pub(super) async fn commit_locked(&self, metadata: &mut ThinMetadata) -> Result<(), Errno> {
-        self.rounds.started.set(self.rounds.started.get() + 1);
-        let result = self.commit_round(metadata).await;
-        self.rounds.last.set(result.err());
-        result
-    }
-
-    async fn commit_round(&self, metadata: &mut ThinMetadata) -> Result<(), Errno> {
+    /// [`Pool::commit`] for who ends a transaction: others get at the metadata while it goes to the disk, so
+    /// this begins the next transaction.
+    pub(super) async fn commit_change(&self, change: Change<'_>) -> Result<(), Errno> {
+        let Change {
+            _turn,
+            mut metadata,
+        } = change;
+        let round = self.commits.begin_round();
         if !metadata.changed() {
-            return self.flush_data(metadata).await;
+            drop(metadata);
+            let flushed = self.flush_data_aside().await;
+            return self.commits.end_round(round, flushed);
         }
+        // Nobody else seals, so this does not wait.
+        let landing = self.commits.landing.lock().await;
+        let sealed = match self.seal(&mut metadata, round).await {
+            Ok(sealed) => sealed,
+            Err(errno) => return self.commits.end_round(round, Err(errno)),
+        };
+        drop(metadata);
+        let landed = self.land(sealed).await;
+        drop(landing);
+        let mut metadata = self.metadata.lock().await;
+        // Somebody who could not wait may have done this meanwhile.
+        self.conclude(&mut metadata).await.unwrap_or(landed)
+    }
+
+    /// [`Pool::commit`] for who cannot let go of the metadata. Everybody else waits.
+    pub(super) async fn commit_locked(&self, metadata: &mut ThinMetadata) -> Result<(), Errno> {
+        drop(self.commits.landing.lock().await);
+        self.conclude(metadata).await;
+        let round = self.commits.begin_round();
+        if !metadata.changed() {
+            let flushed = self.flush_data(metadata).await;
+            return self.commits.end_round(round, flushed);
+        }
+        let sealed = match self.seal(metadata, round).await {
+            Ok(sealed) => sealed,
+            Err(errno) => return self.commits.end_round(round, Err(errno)),
+        };
+        let landed = self.land(sealed).await;
+        self.conclude(metadata).await.unwrap_or(landed)
+    }
+
+    /// Ends the transaction. What is committed must have been concluded.
+    async fn seal(&self, metadata: &mut ThinMetadata, round: u64) -> Result<Sealed, Errno> {
         if self.shared.mode().refuses_changes() {
             return Err(Errno::EIO);
         }
+        let sealed = match metadata.seal().await {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                self.metadata_failed(metadata, &error).await;
+                return Err(Errno::EIO);
+            }
+        };
+        let transaction = self.commits.transaction();
+        self.commits.sealed.set(transaction);
+        self.commits.in_flight.replace(Some(InFlight {
+            transaction,
+            round,
+            freed: self.freed.take(),
+            // Until it has, for whoever goes back to the last commit.
+            landed: Err(NotLanded::Metadata(ThinError::Unusable)),
+        }));
+        Ok(sealed)
+    }
+
+    /// Makes a sealed transaction durable. Nobody may need the metadata for that.
+    async fn land(&self, sealed: Sealed) -> Result<(), Errno> {
         // Blocks that lost a mapping may become allocatable with this commit: I/O that was mapped to
         // them before must be over (thin.md 7.4-3, 7.4-4).
         if self.unmapped_some.replace(false) {
             self.channels.barrier().await;
         }
-        self.flush_data(metadata).await?;
-        if let Err(error) = metadata.commit().await {
-            self.metadata_failed(metadata, &error).await;
-            return Err(Errno::EIO);
+        let landed = match self.try_flush_data().await {
+            Ok(()) => sealed.commit().await.map_err(NotLanded::Metadata),
+            Err(errno) => Err(NotLanded::Data(errno)),
+        };
+        let result = match &landed {
+            Ok(()) => Ok(()),
+            Err(NotLanded::Data(errno)) => Err(*errno),
+            Err(NotLanded::Metadata(_)) => Err(Errno::EIO),
+        };
+        if let Some(in_flight) = &mut *self.commits.in_flight.borrow_mut() {
+            in_flight.landed = landed;
         }
+        result
+    }
+
+    /// Draws the conclusions from a transaction that has landed, or has not; once. None: there is none.
+    async fn conclude(&self, metadata: &mut ThinMetadata) -> Option<Result<(), Errno>> {
+        let in_flight = self.commits.in_flight.take()?;
+        let round = in_flight.round;
+        let result = match in_flight.landed {
+            Ok(()) => {
+                self.committed(metadata, in_flight.transaction, in_flight.freed);
+                Ok(())
+            }
+            Err(NotLanded::Metadata(error)) => {
+                self.metadata_failed(metadata, &error).await;
+                Err(Errno::EIO)
+            }
+            Err(NotLanded::Data(errno)) => {
+                self.give_up(metadata, errno).await;
+                Err(errno)
+            }
+        };
+        Some(self.commits.end_round(round, result))
+    }
+
+    /// A transaction has become the committed state.
+    fn committed(&self, metadata: &mut ThinMetadata, transaction: u64, freed: Vec<u64>) {
+        metadata.committed();
         self.count(|counters| counters.commits += 1);
         for dev in self.active.borrow().values() {
-            dev.dirty.store(false, Ordering::Release);
+            // Only the owner writes to it.
+            if dev.dirty.load(Ordering::Relaxed) <= transaction {
+                dev.dirty.store(0, Ordering::Release);
+            }
         }
-        let freed = self.freed.take();
         if self.passes_down() && !freed.is_empty() {
             self.start_pass_down(freed);
         } else {
             self.release(metadata, &freed);
         }
-        // Those that are given out and not mapped yet are held.
-        self.shared.set_new_blocks(metadata.nr_held_data() > 0);
+        self.look_for_new_blocks(metadata);
         self.update_space_modes(metadata);
-        Ok(())
+    }
+
+    /// A device has changed, in the transaction under way.
+    pub(super) fn set_dirty(&self, dev: &ThinDev) {
+        dev.dirty
+            .store(self.commits.transaction(), Ordering::Release);
+    }
+
+    /// The last transaction with changes that are not committed; 0: there are none.
+    pub(super) fn last_changes(&self, metadata: &ThinMetadata) -> u64 {
+        let in_flight = self.commits.in_flight.borrow();
+        match metadata.changed() {
+            true => self.commits.transaction(),
+            false => in_flight.as_ref().map_or(0, |sealed| sealed.transaction),
+        }
+    }
+
+    /// Blocks that are given out and not mapped yet are held.
+    fn look_for_new_blocks(&self, metadata: &ThinMetadata) {
+        let some = metadata.nr_held_data() > 0 || self.last_changes(metadata) > 0;
+        self.shared.set_new_blocks(some);
     }
 
     /// Commits when metadata space is tight: that frees what the transaction has shadowed. If that does
     /// not help, the commit changes the mode.
     pub(super) async fn relieve(&self, metadata: &mut ThinMetadata) -> Result<(), Errno> {
-        match metadata.is_metadata_tight() && metadata.changed() {
+        match metadata.is_metadata_tight() && self.last_changes(metadata) > 0 {
             true => self.commit_locked(metadata).await,
             false => Ok(()),
         }
     }
 
-    /// Flushes the data device. If that fails, the transaction is given up, as after a failed flush of the
-    /// metadata: blocks that were zeroed or copied may hold somebody else's data again. The next flush
+    /// Flushes the data device. If that fails, what is not committed is given up, as after a failed flush of
+    /// the metadata: blocks that were zeroed or copied may hold somebody else's data again. The next flush
     /// would not tell.
     pub(super) async fn flush_data(&self, metadata: &mut ThinMetadata) -> Result<(), Errno> {
         let result = self.try_flush_data().await;
         self.give_up_lost(metadata).await;
+        result
+    }
+
+    /// [`Pool::flush_data`] for who does not hold the metadata.
+    pub(super) async fn flush_data_aside(&self) -> Result<(), Errno> {
+        let result = self.try_flush_data().await;
+        if result.is_err() {
+            self.give_up_lost(&mut *self.metadata.lock().await).await;
+        }
         result
     }
 
@@ -135,32 +315,37 @@ impl Pool {
     }
 
     async fn give_up_lost(&self, metadata: &mut ThinMetadata) {
-        let Some(errno) = self.data_loss.0.take() else {
-            return;
-        };
+        if let Some(errno) = self.data_loss.0.get() {
+            self.give_up(metadata, errno).await;
+        }
+    }
+
+    /// Goes back to the last commit, because what is not committed cannot be relied on.
+    async fn give_up(&self, metadata: &mut ThinMetadata, errno: Errno) {
         for dev in self.active.borrow().values() {
             dev.aborted.store(true, Ordering::Release);
         }
-        if self.shared.mode().refuses_changes() {
-            return;
+        if !self.shared.mode().refuses_changes() {
+            log::error!(
+                "pool '{}': writes may be lost ({errno}); going back to the last commit, read-only until the pool \
+                 is loaded again",
+                self.config.name
+            );
+            // The metadata is as it was committed: there is nothing to check.
+            if let Err(error) = self.roll_back(metadata).await {
+                self.fail(&error);
+            }
+            self.fail_no_space(Errno::EIO, |_| true);
         }
-        log::error!(
-            "pool '{}': writes may be lost ({errno}); going back to the last commit, read-only until the pool is \
-             loaded again",
-            self.config.name
-        );
-        // The metadata is as it was committed: there is nothing to check.
-        if let Err(error) = self.roll_back(metadata).await {
-            self.fail(&error);
-        }
-        self.fail_no_space(Errno::EIO, |_| true);
+        // Until here a transaction on its way to the disk, whose own flush succeeds, must know.
+        self.data_loss.0.take();
     }
 
     /// A flush of a device, while it or another has uncommitted changes.
     pub(super) async fn flush(&self, deferred: Deferred<Thin>) {
         let flushed = match deferred.volume.dirty.load(Ordering::Acquire) {
-            true => self.commit().await,
-            false => self.flush_beside_others().await,
+            1.. => self.commit().await,
+            0 => self.flush_beside_others().await,
         };
         let result = match flushed {
             Ok(()) if deferred.volume.aborted.load(Ordering::Acquire) => Err(Errno::EIO),
@@ -171,13 +356,11 @@ impl Pool {
 
     /// Flushes the data for a device that has nothing to commit.
     async fn flush_beside_others(&self) -> Result<(), Errno> {
-        let result = self.try_flush_data().await;
-        if result.is_err() {
-            self.give_up_lost(&mut *self.metadata.lock().await).await;
-        } else if let Ok(metadata) = self.metadata.try_lock()
-            && !metadata.changed()
+        let result = self.flush_data_aside().await;
+        if result.is_ok()
+            && let Ok(metadata) = self.metadata.try_lock()
         {
-            self.shared.set_new_blocks(metadata.nr_held_data() > 0);
+            self.look_for_new_blocks(&metadata);
         }
         result
     }
@@ -215,91 +398,6 @@ impl Pool {
             && self.data.supports_discard()
     }
 
-    fn update_space_modes(&self, metadata: &ThinMetadata) {
-        self.check_low_metadata(metadata);
-        if metadata.nr_free_metadata() <= metadata.metadata_reserve() {
-            if !self.shared.mode().refuses_changes() {
-                log::error!(
-                    "pool '{}': out of metadata space, now read-only; grow the metadata bdev and reload the pool",
-                    self.config.name
-                );
-                self.change_mode(PoolMode::OutOfMetadataSpace);
-                self.fail_no_space(Errno::EIO, |_| true);
-            }
-        } else if self.shared.mode() == PoolMode::OutOfDataSpace && metadata.nr_free_data() > 0 {
-            log::info!("pool '{}': data space is available again", self.config.name);
-            self.change_mode(PoolMode::Write);
-            self.no_space_errors.set(false);
-            for waiting in self.no_space.take() {
-                self.channels.retry(&waiting);
-            }
-        }
-    }
-
-    pub(super) fn out_of_data_space(&self) {
-        if self.shared.mode() != PoolMode::Write {
-            return;
-        }
-        log::error!(
-            "pool '{}': out of data space; discard, delete devices, or grow the data bdev",
-            self.config.name
-        );
-        self.change_mode(PoolMode::OutOfDataSpace);
-        self.no_space_round.set(self.no_space_round.get() + 1);
-    }
-
-    /// Parks a write until there is space, or fails it where that is the pool's rule.
-    pub(super) fn wait_for_space(&self, deferred: Deferred<Thin>) {
-        self.count(|counters| counters.no_space += 1);
-        match self.shared.mode() {
-            PoolMode::Write => self.channels.retry(&deferred),
-            PoolMode::OutOfDataSpace
-                if self.config.error_if_no_space
-                    || self.no_space_errors.get()
-                    || deferred.volume.leaving.load(Ordering::Acquire) =>
-            {
-                self.channels.complete(&deferred, Err(Errno::ENOSPC));
-            }
-            PoolMode::OutOfDataSpace => {
-                self.no_space.borrow_mut().push(deferred);
-            }
-            _ => self.channels.complete(&deferred, Err(Errno::EIO)),
-        }
-    }
-
-    /// Fails those of the writes waiting for space that `which` picks.
-    pub(super) fn fail_no_space(&self, errno: Errno, which: impl Fn(&Deferred<Thin>) -> bool) {
-        let (failing, waiting) = self.no_space.take().into_iter().partition(&which);
-        self.no_space.replace(waiting);
-        let failing: Vec<Deferred<Thin>> = failing;
-        for deferred in failing {
-            self.channels.complete(&deferred, Err(errno));
-        }
-    }
-
-    /// Fails the writes that wait for space when they have waited long enough (thin.md 6).
-    pub(super) async fn watch_no_space(self: Rc<Self>) {
-        let tick = self.config.no_space_timeout / 60;
-        let mut seen = (0, 0);
-        while !self.closed.get() && !tick.is_zero() {
-            self.runtime.sleep(tick).await;
-            let round = self.no_space_round.get();
-            if self.shared.mode() != PoolMode::OutOfDataSpace || seen.0 != round {
-                seen = (round, 0);
-            } else if seen.1 < 60 {
-                seen.1 += 1;
-            } else if !self.no_space_errors.replace(true) {
-                log::error!(
-                    "pool '{}': no data space for {} s, failing queued writes",
-                    self.config.name,
-                    self.config.no_space_timeout.as_secs()
-                );
-                self.emit(PoolEvent::NoSpaceTimeout);
-                self.fail_no_space(Errno::ENOSPC, |_| true);
-            }
-        }
-    }
-
     /// A metadata operation failed: go back to the last commit, say so on disk, change nothing more
     /// (thin.md 9).
     pub(super) async fn metadata_failed(&self, metadata: &mut ThinMetadata, error: &ThinError) {
@@ -329,12 +427,23 @@ impl Pool {
     async fn roll_back(&self, metadata: &mut ThinMetadata) -> Result<(), ThinError> {
         self.change_mode(PoolMode::ReadOnly);
         let devices: Vec<Arc<ThinDev>> = self.active.borrow().values().cloned().collect();
+        // What was published may be uncommitted, or lost; it is read afresh. At once: the disk may take its time
+        // for what follows.
         for dev in &devices {
-            if dev.dirty.load(Ordering::Acquire) {
+            self.cache.forget(dev, &self.channels).await;
+        }
+        // What is on its way to the disk gets there, or not, first.
+        drop(self.commits.landing.lock().await);
+        if let Some(in_flight) = self.commits.in_flight.take()
+            && in_flight.landed.is_ok()
+        {
+            self.committed(metadata, in_flight.transaction, in_flight.freed);
+            let _ = self.commits.end_round(in_flight.round, Ok(()));
+        }
+        for dev in &devices {
+            if dev.dirty.load(Ordering::Acquire) > 0 {
                 dev.aborted.store(true, Ordering::Release);
             }
-            // What was published may be uncommitted; it is read afresh.
-            self.cache.forget(dev, &self.channels).await;
         }
         self.freed.take();
         metadata.abort().await

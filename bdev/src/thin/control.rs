@@ -1,5 +1,6 @@
 //! What RPCs and messages ask of a pool: devices, snapshots, activation, closing (thin.md 3, 11).
 
+use super::commit::Change;
 use super::error::PoolError;
 use super::map::{PoolMode, ThinDev};
 use super::metadata::{Details, ThinError, ThinMetadata};
@@ -8,7 +9,7 @@ use super::status::{PoolStatus, ThinStatus};
 use crate::device::DataDeviceRef;
 use crate::errno::Errno;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 impl Pool {
     pub(super) fn writable(&self) -> Result<(), PoolError> {
@@ -59,6 +60,12 @@ impl Pool {
         self.writable()
     }
 
+    /// The same as far as it takes no metadata, for who wants to hold that for a short time only.
+    async fn ready_ahead(&self) -> Result<(), Errno> {
+        self.flush_data_aside().await?;
+        self.seal_ahead().await
+    }
+
     /// Commits, and asks whether the pool may still be changed.
     pub(super) async fn make_ready_by_commit(
         &self,
@@ -73,12 +80,12 @@ impl Pool {
     /// Refusals leave the transaction as it was; anything else has to be undone as a whole.
     pub(super) async fn settle<V>(
         &self,
-        metadata: &mut ThinMetadata,
+        mut change: Change<'_>,
         result: Result<V, ThinError>,
     ) -> Result<V, PoolError> {
         match result {
             Ok(value) => {
-                match self.commit_locked(metadata).await {
+                match self.commit_change(change).await {
                     Ok(()) => Ok(value),
                     // Undone and read-only by now.
                     Err(errno) if self.shared.mode().refuses_changes() => {
@@ -91,9 +98,9 @@ impl Pool {
                 }
             }
             // Nothing has been changed: what others did in this transaction must not go with it.
-            Err(error) if error.is_refusal() || metadata.is_usable() => Err(error.into()),
+            Err(error) if error.is_refusal() || change.metadata.is_usable() => Err(error.into()),
             Err(error) => {
-                self.metadata_failed(metadata, &error).await;
+                self.metadata_failed(&mut change.metadata, &error).await;
                 Err(error.into())
             }
         }
@@ -103,10 +110,10 @@ impl Pool {
     pub async fn create_thin(&self, id: u32) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
-        let mut metadata = self.metadata.lock().await;
-        self.make_ready(&mut metadata).await?;
-        let result = metadata.create_thin(id).await;
-        self.settle(&mut metadata, result).await
+        let mut change = self.begin_change().await;
+        self.make_ready(&mut change.metadata).await?;
+        let result = change.metadata.create_thin(id).await;
+        self.settle(change, result).await
     }
 
     /// Creates a snapshot of a thin device, active or not. Writes to the origin that were under way
@@ -114,15 +121,17 @@ impl Pool {
     pub async fn create_snap(&self, id: u32, origin: u32) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
-        self.commit_ahead()
-            .await
-            .map_err(|errno| self.data_error(errno))?;
-        let mut metadata = self.metadata.lock().await;
+        let ready = self.ready_ahead().await;
+        ready.map_err(|errno| self.data_error(errno))?;
+        let mut change = self.begin_change().await;
+        let metadata = &mut *change.metadata;
         self.check_open()?;
         self.writable()?;
         self.not_deleting(origin)?;
         self.check_no_external_merge(origin)?;
-        self.make_ready(&mut metadata).await?;
+        if metadata.is_metadata_tight() {
+            self.make_ready_by_commit(metadata).await?;
+        }
         metadata.check_snap(id, origin).await?;
         let active = self.active.borrow().get(&origin).cloned();
         if let Some(dev) = active {
@@ -134,7 +143,7 @@ impl Pool {
             self.channels.barrier().await;
         }
         let result = metadata.create_snap(id, origin).await;
-        self.settle(&mut metadata, result).await
+        self.settle(change, result).await
     }
 
     /// The devices of the pool, in order of id.
@@ -147,10 +156,10 @@ impl Pool {
     pub async fn set_transaction_id(&self, current: u64, new: u64) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
-        let mut metadata = self.metadata.lock().await;
-        self.make_ready(&mut metadata).await?;
-        let result = metadata.set_transaction_id(current, new);
-        self.settle(&mut metadata, result).await
+        let mut change = self.begin_change().await;
+        self.make_ready(&mut change.metadata).await?;
+        let result = change.metadata.set_transaction_id(current, new);
+        self.settle(change, result).await
     }
 
     /// Metadata block of the metadata snapshot, if there is one.
@@ -163,23 +172,22 @@ impl Pool {
     pub async fn reserve_metadata_snap(&self) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
-        self.commit_ahead()
-            .await
-            .map_err(|errno| self.data_error(errno))?;
-        let mut metadata = self.metadata.lock().await;
-        self.make_ready_by_commit(&mut metadata).await?;
-        let result = metadata.reserve_metadata_snap().await;
-        self.settle(&mut metadata, result).await
+        let ready = self.seal_ahead().await;
+        ready.map_err(|errno| self.data_error(errno))?;
+        let mut change = self.begin_change().await;
+        self.make_ready_by_commit(&mut change.metadata).await?;
+        let result = change.metadata.reserve_metadata_snap().await;
+        self.settle(change, result).await
     }
 
     /// Lets the metadata snapshot go.
     pub async fn release_metadata_snap(&self) -> Result<(), PoolError> {
         self.check_open()?;
         self.writable()?;
-        let mut metadata = self.metadata.lock().await;
-        self.make_ready(&mut metadata).await?;
-        let result = metadata.release_metadata_snap().await;
-        self.settle(&mut metadata, result).await
+        let mut change = self.begin_change().await;
+        self.make_ready(&mut change.metadata).await?;
+        let result = change.metadata.release_metadata_snap().await;
+        self.settle(change, result).await
     }
 
     /// Opens a thin device for I/O with a size in sectors, which is stored nowhere (thin.md 2). Its
@@ -242,7 +250,7 @@ impl Pool {
             pool: self.shared.clone(),
             pages,
             snapshotted_time: AtomicU32::new(details.snapshotted_time),
-            dirty: AtomicBool::new(metadata.changed()),
+            dirty: AtomicU64::new(self.last_changes(&metadata)),
             aborted: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             closed: AtomicBool::new(false),

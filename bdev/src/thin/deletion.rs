@@ -67,19 +67,23 @@ impl Pool {
             self.runtime.sleep(PAUSE).await;
             let many = self.freed.borrow().len() >= FREED_PER_COMMIT;
             if many {
-                self.commit_ahead()
+                self.commit()
                     .await
                     .map_err(|errno| self.data_error(errno))?;
             }
             metadata = self.metadata.lock().await;
             self.check_open()?;
             self.writable()?;
-            if many || metadata.is_metadata_tight() {
+            if metadata.is_metadata_tight() {
                 self.make_ready_by_commit(&mut metadata).await?;
             }
         }
-        let result = metadata.delete(id).await;
-        self.settle(&mut metadata, result).await
+        drop(metadata);
+        let mut change = self.begin_change().await;
+        self.check_open()?;
+        self.writable()?;
+        let result = change.metadata.delete(id).await;
+        self.settle(change, result).await
     }
 
     /// Unmaps some of a device that is being deleted. Returns where to go on.

@@ -13,7 +13,8 @@ impl Pool {
     /// device that shrank is an error (EINVAL) where recorded blocks are gone.
     pub async fn grow(&self) -> Result<(), PoolError> {
         self.check_open()?;
-        let mut metadata = self.metadata.lock().await;
+        let mut change = self.begin_change().await;
+        let metadata = &mut *change.metadata;
         let block_sectors = u64::from(self.config.data_block_size_sectors);
         let nr_data = self.data.nr_sectors() / block_sectors;
         if nr_data < metadata.nr_data_blocks() {
@@ -46,20 +47,19 @@ impl Pool {
                 return self.writable();
             }
         }
-        let result = extend(&mut metadata, nr_data).await;
+        let result = extend(metadata, nr_data).await;
         self.low_water_triggered.set(false);
-        self.settle(&mut metadata, result).await?;
-        let event = PoolEvent::Grown {
-            data_blocks: metadata.nr_data_blocks(),
-            metadata_blocks: metadata.nr_metadata_blocks(),
-        };
+        let (data_blocks, metadata_blocks) =
+            (metadata.nr_data_blocks(), metadata.nr_metadata_blocks());
+        self.settle(change, result).await?;
         log::info!(
-            "pool '{}': {} data blocks, {} metadata blocks now",
+            "pool '{}': {data_blocks} data blocks, {metadata_blocks} metadata blocks now",
             self.config.name,
-            metadata.nr_data_blocks(),
-            metadata.nr_metadata_blocks()
         );
-        self.emit(event);
+        self.emit(PoolEvent::Grown {
+            data_blocks,
+            metadata_blocks,
+        });
         Ok(())
     }
 }

@@ -144,8 +144,9 @@ pub struct ThinDev {
     pub(super) pages: PageTable,
     /// Mappings older than this may be shared with a snapshot (thin.md 3, lookup).
     pub(super) snapshotted_time: AtomicU32,
-    /// Some acknowledged change is not committed: a flush commits it.
-    pub(super) dirty: AtomicBool,
+    /// The last transaction with an acknowledged change that is not committed: a flush commits it. 0: there is
+    /// none.
+    pub(super) dirty: AtomicU64,
     /// Acknowledged changes were lost by an aborted transaction, or writes by a failed flush: flushes fail.
     pub(super) aborted: AtomicBool,
     /// Its bdev is being unregistered: no write waits for data space any more.
@@ -212,7 +213,7 @@ impl ThinDev {
     fn map_flush(&self) -> Map {
         if self.aborted.load(Ordering::Acquire) {
             Map::Fail(Errno::EIO)
-        } else if self.dirty.load(Ordering::Acquire) || self.pool.has_new_blocks() {
+        } else if self.dirty.load(Ordering::Acquire) > 0 || self.pool.has_new_blocks() {
             Map::Defer
         } else if self.pool.data_flushes {
             Map::Remap {

@@ -21,6 +21,7 @@ pub mod metadata;
 pub mod pool;
 mod provision;
 mod ranges;
+mod space;
 pub mod status;
 mod worker;
 

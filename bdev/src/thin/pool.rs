@@ -1,11 +1,11 @@
 //! A thin pool's owner: the one core on which its mappings change.
 //!
 //! Channels send what they cannot map; each such I/O becomes a task here. Metadata is behind one
-//! asynchronous lock, which a commit holds from the flush of the data device to the superblock's,
-//! so that no mapping is inserted between the two (thin.md 5.1).
+//! asynchronous lock. A commit holds it while it seals the transaction, and flushes the data device after that,
+//! so that no mapping of the transaction is inserted after the flush (thin.md 5.1).
 
 use super::cache::{MappingCache, MappingCacheStats};
-use super::commit::{CommitRounds, DataLoss};
+use super::commit::{Commits, DataLoss};
 use super::deletion::Deletion;
 use super::error::PoolError;
 use super::events::PoolEvent;
@@ -116,7 +116,7 @@ pub struct Pool {
     pub(super) data: DataDeviceRef,
     pub(super) shared: Arc<PoolShared>,
     pub(super) metadata: Mutex<ThinMetadata>,
-    /// Held by who does the work of a commit ahead of it.
+    /// Held by who does the work of sealing a transaction ahead of it.
     pub(super) ahead: Mutex<()>,
     pub(super) channels: Channels,
     pub(super) cache: MappingCache,
@@ -132,7 +132,7 @@ pub struct Pool {
     pub(super) no_space_round: Cell<u64>,
     /// The timer has fired: writes fail instead of waiting until there is space again.
     pub(super) no_space_errors: Cell<bool>,
-    pub(super) rounds: CommitRounds,
+    pub(super) commits: Commits,
     pub(super) data_loss: DataLoss,
     /// Data blocks freed since the last commit, which may have I/O in flight.
     pub(super) freed: RefCell<Vec<u64>>,
@@ -244,7 +244,7 @@ impl Pool {
             no_space: RefCell::default(),
             no_space_round: Cell::new(0),
             no_space_errors: Cell::new(false),
-            rounds: CommitRounds::default(),
+            commits: Commits::default(),
             data_loss: DataLoss::default(),
             freed: RefCell::default(),
             unmapped_some: Cell::new(false),

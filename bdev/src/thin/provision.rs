@@ -23,6 +23,10 @@ use std::sync::Arc;
 /// Most writes one task takes.
 pub(super) const MOST: usize = 64;
 
+/// Most mappings inserted in one turn at the metadata that break sharing. The first change below a node that is
+/// shared counts all that the node refers to, so each may be much work.
+const SHARED_PER_TURN: usize = 8;
+
 /// A write whose block has to be made writable, and can be at once.
 pub(super) struct FirstWrite {
     dev: Arc<ThinDev>,
@@ -113,14 +117,23 @@ impl Pool {
         self.answer_all(answers);
         let written = self.write_whole(whole);
         let mut filled = select(written, filling.ready_chunks(MOST));
-        while let Some(filled) = filled.next().await {
-            let mut answers = Vec::with_capacity(filled.len());
-            let mut metadata = self.metadata.lock().await;
-            for filled in filled {
-                answers.push(self.insert_filled(&mut metadata, filled).await);
+        while let Some(mut filled) = filled.next().await {
+            while !filled.is_empty() {
+                let shared = |(first, ..): &Filled| first.old.is_some();
+                let most = match filled.iter().any(shared) {
+                    true => SHARED_PER_TURN,
+                    false => MOST,
+                };
+                let rest = filled.split_off(filled.len().min(most));
+                let mut answers = Vec::with_capacity(filled.len());
+                let mut metadata = self.metadata.lock().await;
+                for filled in filled {
+                    answers.push(self.insert_filled(&mut metadata, filled).await);
+                }
+                drop(metadata);
+                self.answer_all(answers);
+                filled = rest;
             }
-            drop(metadata);
-            self.answer_all(answers);
         }
     }
 

@@ -9,7 +9,6 @@ use crate::channel::Deferred;
 use crate::errno::Errno;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Blocks unmapped in one go; between goes other tasks get at the metadata.
 const UNMAP_BATCH_BLOCKS: u64 = 4096;
@@ -132,7 +131,7 @@ impl Pool {
             }
         };
         if removed.count > 0 {
-            dev.dirty.store(true, Ordering::Release);
+            self.set_dirty(dev);
             dev.pages.unmap(begin, end);
             self.hold_freed(metadata, removed.freed);
         }

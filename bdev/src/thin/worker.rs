@@ -13,7 +13,6 @@ use crate::errno::Errno;
 use crate::target::IoKind;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// What becomes of the I/O that waits for a block.
 #[derive(Clone, Copy)]
@@ -275,7 +274,7 @@ impl Pool {
             self.metadata_failed(metadata, &error).await;
             return Err(NotWritable::Failed(Errno::EIO));
         }
-        dev.dirty.store(true, Ordering::Release);
+        self.set_dirty(dev);
         dev.pages.set(block, pack(new, metadata.time()));
         self.count(|counters| match old {
             Some(_) => counters.shares_broken += 1,

@@ -17,15 +17,66 @@ pub async fn insert<V: Value, O: ValueOps<V>>(
     value: V,
     ops: &O,
 ) -> Result<(u64, bool)> {
+    let Way { root, leaf, .. } = way_to(tm, root, key, ops).await?;
+    let is_new = put(tm, &leaf, key, value, ops).await?;
+    Ok((root, is_new))
+}
+
+/// Stores values under keys, which ascend: those that belong into one leaf at a time. Returns the new root.
+pub async fn insert_sorted<V: Value, O: ValueOps<V>>(
+    tm: &TransactionManager,
+    root: u64,
+    entries: &[(u64, V)],
+    ops: &O,
+) -> Result<u64> {
+    let mut root = root;
+    let mut left = entries;
+    while let Some((first, _)) = left.first() {
+        let way = way_to(tm, root, *first, ops).await?;
+        root = way.root;
+        let mut used = 0;
+        for (key, value) in left {
+            let fits = way.end.is_none_or(|end| *key < end) && !wants_room(&way.leaf, *key);
+            if used > 0 && !fits {
+                break;
+            }
+            put(tm, &way.leaf, *key, *value, ops).await?;
+            used += 1;
+        }
+        left = left.get(used..).unwrap_or_default();
+    }
+    Ok(root)
+}
+
+/// Where a key belongs.
+struct Way {
+    root: u64,
+    /// Writable, with room for the key.
+    leaf: Rc<Block>,
+    /// Keys from here on belong elsewhere.
+    end: Option<u64>,
+}
+
+/// Makes the way to a key's leaf writable, and room in it.
+async fn way_to<V: Value, O: ValueOps<V>>(
+    tm: &TransactionManager,
+    root: u64,
+    key: u64,
+    ops: &O,
+) -> Result<Way> {
     let mut node = shadow(tm, root, ops).await?;
     let new_root = node.nr();
     if wants_room(&node, key) {
         split_root(tm, &node).await?;
     }
+    let mut end = None;
     for _ in 0..MAX_DEPTH {
         if node::is_leaf(&node.bytes()) {
-            let is_new = put(tm, &node, key, value, ops).await?;
-            return Ok((new_root, is_new));
+            return Ok(Way {
+                root: new_root,
+                leaf: node,
+                end,
+            });
         }
         let i = {
             let bytes = node.bytes();
@@ -36,10 +87,17 @@ pub async fn insert<V: Value, O: ValueOps<V>>(
             0
         });
         let child = shadow_child(tm, &node, i, ops).await?;
-        node = match wants_room(&child, key) {
+        let child = match wants_room(&child, key) {
             true => split(tm, &node, i, child, key).await?,
             false => child,
         };
+        end = {
+            let bytes = node.bytes();
+            let next = node::upper_bound(&bytes, key);
+            (next < node::nr_entries(&bytes)).then(|| node::key(&bytes, next))
+        }
+        .or(end);
+        node = child;
     }
     Err(too_deep(new_root))
 }

@@ -9,10 +9,10 @@ mod remove;
 mod unshared;
 mod walk;
 
-pub use insert::insert;
+pub use insert::{insert, insert_sorted};
 pub use remove::{delete, remove, remove_range};
 pub use unshared::unshared_leaves;
-pub use walk::{last_key, lookup, next, walk};
+pub use walk::{last_key, lookup, lookup_sorted, next, walk};
 
 use crate::block::{get_u32, get_u64, put_u32, put_u64};
 use crate::cache::Block;

@@ -1,9 +1,11 @@
 //! Looking into trees without changing them (persistent-data.md 2.1).
 
 use super::{MAX_DEPTH, Value, out_of_order, read, too_deep};
+use crate::cache::Block;
 use crate::error::Result;
 use crate::node;
 use crate::tm::TransactionManager;
+use std::rc::Rc;
 
 /// The value of a key.
 pub async fn lookup<V: Value>(
@@ -11,17 +13,53 @@ pub async fn lookup<V: Value>(
     root: u64,
     wanted: u64,
 ) -> Result<Option<V>> {
-    let mut block = root;
+    let (leaf, _) = leaf_of::<V>(tm, root, wanted).await?;
+    let bytes = leaf.bytes();
+    Ok(node::find(&bytes, wanted).map(|i| V::get(node::value(&bytes, i))))
+}
+
+/// The values of keys, which ascend: those of one leaf at a time.
+pub async fn lookup_sorted<V: Value>(
+    tm: &TransactionManager,
+    root: u64,
+    wanted: &[u64],
+) -> Result<Vec<Option<V>>> {
+    let mut found = Vec::with_capacity(wanted.len());
+    while let Some(left) = wanted.get(found.len()..)
+        && let [first, ..] = left
+    {
+        let (leaf, end) = leaf_of::<V>(tm, root, *first).await?;
+        let bytes = leaf.bytes();
+        let here = left.iter().enumerate();
+        let here = here.take_while(|(i, key)| *i == 0 || end.is_none_or(|end| **key < end));
+        found.extend(here.map(|(_, key)| {
+            let i = node::find(&bytes, *key)?;
+            Some(V::get(node::value(&bytes, i)))
+        }));
+    }
+    Ok(found)
+}
+
+/// The leaf where a key belongs, and the key from which on others belong elsewhere.
+async fn leaf_of<V: Value>(
+    tm: &TransactionManager,
+    root: u64,
+    wanted: u64,
+) -> Result<(Rc<Block>, Option<u64>)> {
+    let (mut block, mut end) = (root, None);
     for _ in 0..MAX_DEPTH {
         let node = read::<V>(tm, block).await?;
         let bytes = node.bytes();
         if node::is_leaf(&bytes) {
-            return Ok(node::find(&bytes, wanted).map(|i| V::get(node::value(&bytes, i))));
+            drop(bytes);
+            return Ok((node, end));
         }
-        match node::lower_bound(&bytes, wanted) {
-            Some(i) => block = node::child(&bytes, i),
-            None => return Ok(None),
+        let next = node::upper_bound(&bytes, wanted);
+        if next < node::nr_entries(&bytes) {
+            end = Some(node::key(&bytes, next));
         }
+        // A key before the first belongs to the first.
+        block = node::child(&bytes, next.saturating_sub(1));
     }
     Err(too_deep(block))
 }

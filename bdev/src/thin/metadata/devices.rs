@@ -58,11 +58,15 @@ impl FindError {
 const MAX_ID: u32 = (1 << 24) - 1;
 
 impl Device {
-    /// The transaction has been committed. Whether the device stays in core.
+    /// The transaction is sealed. Whether the device stays in core.
     pub(super) fn transaction_ends(&mut self) -> bool {
-        self.changed = false;
+        self.sealed_changes = std::mem::take(&mut self.changed);
         self.path_shadowed = false;
-        std::mem::take(&mut self.used)
+        std::mem::take(&mut self.used) || self.sealed_changes
+    }
+
+    pub(super) fn has_changes(&self) -> bool {
+        self.changed || self.sealed_changes
     }
 }
 
@@ -95,6 +99,7 @@ impl ThinMetadata {
             details,
             details_changed: false,
             changed: false,
+            sealed_changes: false,
             used: true,
             path_shadowed: false,
         };
@@ -155,7 +160,7 @@ impl ThinMetadata {
             dev.changed = true;
         }
         self.sb_changed = true;
-        Ok(self.data.relieve(&self.tm).await?)
+        self.relieve().await
     }
 
     async fn check_new_id(&self, id: u32) -> Result<(), ThinError> {
@@ -177,6 +182,7 @@ impl ThinMetadata {
                 details,
                 details_changed: true,
                 changed: true,
+                sealed_changes: false,
                 used: true,
                 path_shadowed: true,
             },
@@ -250,7 +256,7 @@ impl ThinMetadata {
         self.sb.mapping_root = mapping_root;
         self.sb_changed = true;
         self.devices.remove(&id);
-        self.data.relieve(&self.tm).await?;
+        self.relieve().await?;
         self.usable = true;
         Ok(())
     }
@@ -370,7 +376,7 @@ impl ThinMetadata {
     /// Whether a device has been created, snapshotted, or had a mapping changed since the last commit, so
     /// that a FLUSH of it needs one (thin.md 7.3).
     pub fn changed_this_transaction(&self, id: u32) -> bool {
-        self.devices.get(&id).is_some_and(|dev| dev.changed)
+        self.devices.get(&id).is_some_and(Device::has_changes)
     }
 
     /// Whether an abort has taken changes of a device back since the metadata was opened: acknowledged

@@ -1,8 +1,8 @@
 //! The on-disk state of a thin pool (thin.md 1 to 5, 9, 11.4).
 //!
 //! Callers serialise operations (`&mut self` sees to it) and flush the data device before
-//! [`ThinMetadata::commit`]. After an error that is not a refusal ([`ThinError::is_refusal`]) the
-//! transaction must be given up with [`ThinMetadata::abort`].
+//! [`ThinMetadata::commit`], or between [`ThinMetadata::seal`] and [`Sealed::commit`]. After an error that is
+//! not a refusal ([`ThinError::is_refusal`]) the transaction must be given up with [`ThinMetadata::abort`].
 
 mod bulk;
 pub mod check;
@@ -25,6 +25,7 @@ mod snap;
 mod superblock;
 mod survey;
 mod tally;
+mod transaction;
 pub mod usage;
 pub mod xml;
 
@@ -33,6 +34,7 @@ pub use error::ThinError;
 pub use refs::Details;
 pub use shrink::Shrunk;
 pub use superblock::Superblock;
+pub use transaction::Sealed;
 
 use persistent_data::btree;
 use persistent_data::device::{BLOCK_BYTES, BlockDevice};
@@ -88,6 +90,8 @@ struct Device {
     details_changed: bool,
     /// It has changes that are not committed, or not yet surely.
     changed: bool,
+    /// It has changes in the sealed transaction.
+    sealed_changes: bool,
     /// It was looked at since the last commit; else it is forgotten at the next.
     used: bool,
     /// The path to its root has been shadowed in this transaction, so that references below are
@@ -114,6 +118,8 @@ pub struct ThinMetadata {
     sb: Superblock,
     /// As of the last commit.
     committed: Superblock,
+    /// Of the transaction that is on its way to the disk.
+    sealed: Option<Superblock>,
     devices: BTreeMap<u32, Device>,
     sb_changed: bool,
     /// False while something is being changed, and so after a change that failed or was dropped
@@ -176,6 +182,7 @@ impl ThinMetadata {
             data,
             sb,
             committed: sb,
+            sealed: None,
             devices: BTreeMap::new(),
             sb_changed: false,
             usable: true,
@@ -202,6 +209,7 @@ impl ThinMetadata {
             data,
             sb,
             committed: sb,
+            sealed: None,
             devices: BTreeMap::new(),
             sb_changed: true,
             usable: true,
@@ -217,106 +225,6 @@ impl ThinMetadata {
             freed,
             released: Cell::new(0),
         }
-    }
-
-    /// Begins a change. Who gets to its end sets `usable` again.
-    fn enter(&mut self) -> Result<(), ThinError> {
-        match self.usable {
-            true if self.options.read_only => Err(ThinError::ReadOnly),
-            true => {
-                self.usable = false;
-                Ok(())
-            }
-            false => Err(ThinError::Unusable),
-        }
-    }
-
-    /// Commits the transaction. The data device must have been flushed before, with nothing inserted
-    /// since (thin.md 5).
-    pub async fn commit(&mut self) -> Result<(), ThinError> {
-        if !self.usable {
-            return Err(ThinError::Unusable);
-        }
-        if !self.changed() {
-            return Ok(());
-        }
-        self.enter()?;
-        for (id, dev) in self.devices.iter_mut().filter(|(_, d)| d.details_changed) {
-            let (root, _) = btree::insert(
-                &self.tm,
-                self.sb.details_root,
-                u64::from(*id),
-                dev.details,
-                &btree::Plain,
-            )
-            .await?;
-            self.sb.details_root = root;
-            dev.details_changed = false;
-        }
-        self.sb.data_map = self.data.pre_commit(&self.tm).await?;
-        self.sb.metadata_map = self.tm.pre_commit().await?;
-        let mut bytes = self.sb.to_bytes();
-        self.tm.commit(&SUPERBLOCK, &mut bytes).await?;
-        self.data.committed();
-        self.devices.retain(|_, dev| dev.transaction_ends());
-        self.committed = self.sb;
-        self.sb_changed = false;
-        self.usable = true;
-        Ok(())
-    }
-
-    /// Dirty blocks from which on a commit is much work: of small metadata few, so that tests get there.
-    fn many_dirty(&self) -> usize {
-        (self.nr_metadata_blocks() / 16).clamp(4, 512) as usize
-    }
-
-    /// Calls of [`ThinMetadata::commit_ahead`] that leave little of what there is to commit now.
-    pub fn turns_ahead(&self) -> usize {
-        let writes = self.tm.nr_dirty() / (self.many_dirty() / 4);
-        self.data.pieces_to_apply() + if writes < 4 { 0 } else { writes }
-    }
-
-    /// Does some of what a commit would have to do, if that is much, so that the commit itself is short:
-    /// until it is over nobody else gets at the metadata. False: there is not much. A crash meanwhile is
-    /// as any before a commit: what is written here is free in the committed state.
-    pub async fn commit_ahead(&mut self) -> Result<bool, ThinError> {
-        if self.is_metadata_tight() || self.turns_ahead() == 0 {
-            return Ok(false);
-        }
-        self.enter()?;
-        match self.data.pieces_to_apply() {
-            0 => self.tm.write_ahead(self.many_dirty() / 4).await?,
-            _ => self.data.apply_ahead(&self.tm).await?,
-        }
-        self.usable = true;
-        Ok(true)
-    }
-
-    /// Whether the transaction can go on: false after a change that failed halfway.
-    pub fn is_usable(&self) -> bool {
-        self.usable
-    }
-
-    /// Whether there is anything to commit.
-    pub fn changed(&self) -> bool {
-        self.sb_changed
-            || self.tm.is_changed()
-            || self.data.map().is_changed()
-            || self.devices.values().any(|dev| dev.details_changed)
-    }
-
-    /// Gives the transaction up: everything is as of the last commit (thin.md 9).
-    pub async fn abort(&mut self) -> Result<(), ThinError> {
-        self.usable = false;
-        let changed = self.devices.iter().filter(|(_, dev)| dev.changed);
-        self.aborted.extend(changed.map(|(id, _)| *id));
-        let sb = read_superblock(self.device.as_ref())
-            .await?
-            .ok_or(ThinError::NotAPool)?;
-        let aborted = self.aborted.clone();
-        *self = Self::load(self.device.clone(), self.options, sb).await?;
-        self.aborted = aborted;
-        Ok(())
     }
 
     /// From here on nothing is written: every change, [`ThinMetadata::commit`] of earlier ones, and
@@ -424,7 +332,7 @@ impl ThinMetadata {
     /// Whether free metadata is so low that a transaction should end: that frees what it has shadowed,
     /// and with what is left any one operation and the commit after it still fit.
     pub fn is_metadata_tight(&self) -> bool {
-        self.nr_free_metadata() <= self.metadata_reserve() + OPERATION_BLOCKS
+        self.tm.map().nr_available() <= self.metadata_reserve() + OPERATION_BLOCKS
     }
 
     /// Bytes of cached metadata.

@@ -56,7 +56,7 @@ impl ThinMetadata {
         btree::delete::<u64, _>(&self.tm, held.mapping_root, &refs).await?;
         btree::delete::<Details, _>(&self.tm, held.details_root, &btree::Plain).await?;
         self.tm.dec(block).await?;
-        self.data.relieve(&self.tm).await?;
+        self.relieve().await?;
         self.usable = true;
         Ok(())
     }
