@@ -145,13 +145,17 @@ def origin_with_snapshot(mib=MEMORY_MIB // 2):
     return methods + [method('snapshot_create', name='s', origin='x', cow_bdev='cow', chunk_size_sectors=128)], bdev
 
 
-def ploop_chain(nr_lower):
-    """A disk whose clusters of 1 MiB are all in the oldest of so many lower deltas, a raw null bdev: only reading
+def ploop_chain(nr_lower, raw=None, mib=ERA_MIB):
+    """A disk whose clusters of 1 MiB are all in the oldest of so many lower deltas, a raw bdev: only reading
     it leaves that so. Few enough clusters that all BATs have been read after a moment."""
     images = [malloc(f'image{number}', 2) for number in range(nr_lower)]
-    create = method('ploop_create', name='x', top_bdev='image0', lower_bdevs=['raw@data'], size_mib=ERA_MIB)
+    create = method('ploop_create', name='x', top_bdev='image0', lower_bdevs=['raw@data'], size_mib=mib)
     snapshots = [method('ploop_snapshot', name='x', new_top_bdev=f'image{number}') for number in range(1, nr_lower)]
-    return [null(ERA_MIB), *images, create, *snapshots], 'x'
+    return [raw or null(mib), *images, create, *snapshots], 'x'
+
+
+def ploop_chain_in_memory(nr_lower):
+    return ploop_chain(nr_lower, malloc(mib=COPIED_MIB), COPIED_MIB)
 
 
 def ploop_written():
@@ -181,6 +185,9 @@ MAPPED = {
     'ploop on null, 1 delta': lambda folder: ploop_chain(1),
     'ploop on null, 8 deltas': lambda folder: ploop_chain(8),
     'ploop on null, 64 deltas': lambda folder: ploop_chain(64),
+    'ploop on malloc, 1 delta': lambda folder: ploop_chain_in_memory(1),
+    'ploop on malloc, 8 deltas': lambda folder: ploop_chain_in_memory(8),
+    'ploop on malloc, 64 deltas': lambda folder: ploop_chain_in_memory(64),
     'passthru on malloc, 64 MiB': lambda folder: passthru(malloc(mib=PLOOP_MIB)),
     'lvol on malloc, 64 MiB': lambda folder: lvol(thin=False, mib=PLOOP_MIB, base_mib=2 * PLOOP_MIB),
     'ploop on malloc, 64 MiB': lambda folder: ploop_written(),

@@ -63,6 +63,21 @@ def test_chain(lab, thin):
     assert last not in (1, 7) and mapped[7] == mapped[last], mapped
 
 
+def test_told_as_json(lab, thin):
+    """What was made, seen to be whole and restored is told as JSON, the backup as 'list' shows it; a backup that goes to
+    standard output is never mixed with that."""
+    backup, files = thin.backup, [lab.folder / 'full', lab.folder / 'incr']
+    write(lab.folder, thin.rpc, 'thin', 'write -P 1 0 1M')
+    made = [json.loads(backup('full', 'pool', 1, '-o', files[0], '--json')),
+            json.loads(backup('incr', 'pool', 1, '-o', files[1], '--json'))]
+    assert made == json.loads(backup('list', *files, '--json')) == json.loads(backup('verify', *files, '--json'))
+    restored = json.loads(backup('restore', *files, '--pool', 'pool', '--id', 7, '--json'))
+    assert (restored['pool'], restored['id'], restored['backup']) == ('pool', 7, made[1]['header']['uuid'])
+    assert restored['size_bytes'] == SIZE_MIB * MIB
+    refused = backup.run('full', 'pool', 1, '-o', '-', '--json')
+    assert refused.returncode == 1 and not refused.stdout and 'standard output' in refused.stderr
+
+
 def test_only_changes_are_moved(lab, thin):
     """What an incremental backup reads is what has changed, within 5 %."""
     write(lab.folder, thin.rpc, 'thin', 'write -P 1 0 64M')

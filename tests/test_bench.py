@@ -47,7 +47,7 @@ def test_pools_are_opened_and_read(tmp_path):
     assert found['mapping_cache_used_bytes'] <= found['mapping_cache_limit_bytes']
 
 
-@pytest.mark.parametrize('which', ['null data', 'copied', 'mapped blocks', 'first writes'])
+@pytest.mark.parametrize('which', ['null data', 'copied', 'mapped blocks', 'commits', 'mappings under first writes'])
 def test_load_goes_on_while_stalls_are_looked_for(tmp_path, which):
     found = run(tmp_path, 'stalls', '--only', which, '--seconds', '0.5', '--snapshots', '2',
                 '--mappings', '65536', '--loaded-mappings', '65536', '--depth', '4')['stalls']

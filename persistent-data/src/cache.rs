@@ -24,7 +24,7 @@ const WRITE_DEPTH: usize = 64;
 const MOST_LOOKED_AT: usize = 64;
 
 /// Fewest blocks a cache keeps: a path through the trees with siblings, and then some.
-const MIN_BLOCKS: usize = 64;
+const MIN_BLOCKS: usize = 16;
 
 /// A cached block.
 pub struct Block {
@@ -125,7 +125,7 @@ pub struct BlockCache {
 }
 
 impl BlockCache {
-    /// A cache of at most `limit_bytes` (at least 64 blocks).
+    /// A cache of at most `limit_bytes` (at least 16 blocks).
     pub fn new(device: Rc<dyn BlockDevice>, limit_bytes: usize) -> Self {
         BlockCache {
             device,
@@ -179,12 +179,12 @@ impl BlockCache {
             .await
             .map_err(|source| Error::Device { block: nr, source })?;
         kind.verify(&bytes, nr)?;
-        self.insert(nr, kind, bytes, false).await
+        Ok(self.insert(nr, kind, bytes, false).await)
     }
 
     /// A block of zeroes that is not read from the device. Whatever was cached there is forgotten:
     /// the block was free.
-    pub async fn zeroed(&self, nr: u64, kind: &'static Kind) -> Result<Rc<Block>> {
+    pub async fn zeroed(&self, nr: u64, kind: &'static Kind) -> Rc<Block> {
         self.insert(nr, kind, Box::new([0; BLOCK_BYTES]), true)
             .await
     }
@@ -195,8 +195,8 @@ impl BlockCache {
         kind: &'static Kind,
         bytes: Box<BlockBytes>,
         dirty: bool,
-    ) -> Result<Rc<Block>> {
-        self.make_room().await?;
+    ) -> Rc<Block> {
+        self.make_room().await;
         let block = Rc::new(Block {
             nr,
             kind,
@@ -212,16 +212,16 @@ impl BlockCache {
         if old.is_none() {
             self.clock.borrow_mut().push_back(nr);
         }
-        Ok(block)
+        block
     }
 
-    async fn make_room(&self) -> Result<()> {
+    async fn make_room(&self) {
         for _ in 0..MOST_LOOKED_AT {
             if self.blocks.borrow().len() < self.max_blocks {
-                return Ok(());
+                return;
             }
             let Some(nr) = self.clock.borrow_mut().pop_front() else {
-                return Ok(());
+                return;
             };
             let Some(block) = self.blocks.borrow().get(&nr).cloned() else {
                 continue;
@@ -231,12 +231,17 @@ impl BlockCache {
                 self.clock.borrow_mut().push_back(nr);
                 continue;
             }
-            if block.dirty.replace(false) {
-                block.write_to(&*self.device).await?;
+            if block.dirty.get() {
+                if block.write_to(&*self.device).await.is_err() {
+                    // Whoever only looks something up cannot give the transaction up. It stays dirty, so the
+                    // commit finds out.
+                    self.clock.borrow_mut().push_back(nr);
+                    return;
+                }
+                block.dirty.set(false);
             }
             self.blocks.borrow_mut().remove(&nr);
         }
-        Ok(())
     }
 
     /// Takes all dirty blocks, which are to be written and must not change until they are. They stay cached

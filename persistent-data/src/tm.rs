@@ -53,12 +53,12 @@ impl TransactionManager {
             shadows: RefCell::default(),
         };
         tm.map.claim(SUPERBLOCK);
-        tm.claim(1, &INDEX).await?;
-        let overflow = tm.claim(2, &crate::node::NODE).await?;
+        tm.claim(1, &INDEX).await;
+        let overflow = tm.claim(2, &crate::node::NODE).await;
         crate::node::init(&mut overflow.bytes_mut(), true, 4);
         tm.map.set_ref_count_root(2);
         for blocknr in 3..3 + nr_bitmaps {
-            tm.claim(blocknr, &space_map::BITMAP).await?;
+            tm.claim(blocknr, &space_map::BITMAP).await;
             tm.map.push_bitmap(blocknr);
         }
         Ok(tm)
@@ -118,7 +118,7 @@ impl TransactionManager {
         self.cache.read(block, kind).await
     }
 
-    async fn claim(&self, block: u64, kind: &'static Kind) -> Result<Rc<Block>> {
+    async fn claim(&self, block: u64, kind: &'static Kind) -> Rc<Block> {
         self.map.claim(block);
         self.shadows.borrow_mut().insert(block, false);
         self.cache.zeroed(block, kind).await
@@ -128,7 +128,7 @@ impl TransactionManager {
     pub async fn new_block(&self, kind: &'static Kind) -> Result<Rc<Block>> {
         let block = self.map.allocate(self).await?;
         self.shadows.borrow_mut().insert(block, false);
-        self.cache.zeroed(block, kind).await
+        Ok(self.cache.zeroed(block, kind).await)
     }
 
     /// A writable version of a block, perhaps elsewhere. True when the old one was shared: then
@@ -181,7 +181,7 @@ impl TransactionManager {
         let more = SpaceMap::nr_bitmaps_for(new) - self.map.nr_bitmaps();
         self.map.set_nr_blocks(new);
         for blocknr in old..old + more {
-            self.claim(blocknr, &space_map::BITMAP).await?;
+            self.claim(blocknr, &space_map::BITMAP).await;
             self.map.push_bitmap(blocknr);
         }
         Ok(())

@@ -472,6 +472,35 @@ fn commit_order() {
     });
 }
 
+/// Blocks that are written early to make room in the cache, and cannot be, are written by the commit. Who only
+/// looked something up need not know.
+#[test]
+fn early_writes_that_fail_are_made_up_for() {
+    block_on(async {
+        let device = Rc::new(MemoryDevice::new(4000));
+        let mut world = World::create(device.clone(), 40_000, 0).await.unwrap();
+        for first in (0..20_000).step_by(1000) {
+            let insert = Step::Insert {
+                tree: 0,
+                first,
+                count: 500,
+            };
+            device.fail_after((first % 2000 == 0).then_some(0));
+            world.apply(&insert).await.unwrap();
+            let (root, model) = &world.trees[0];
+            for key in (0..first).step_by(100) {
+                let found = btree::lookup::<u64>(&world.tm, *root, key).await.unwrap();
+                assert_eq!(found.as_ref(), model.get(&key));
+            }
+        }
+        device.fail_after(None);
+        world.check().await.unwrap();
+        let mut again = World::open(device, 0).await.unwrap();
+        assert!(again.models() == world.models());
+        again.check().await.unwrap();
+    });
+}
+
 /// Blocks freed in a transaction come back only after its commit, even when nothing else is left.
 #[test]
 fn freed_blocks_wait_for_the_commit() {

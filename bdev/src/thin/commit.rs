@@ -36,6 +36,15 @@ impl Commits {
         self.sealed.get() + 1
     }
 
+    /// With no transaction on its way to the disk. Error: the last one did not get there, because the data device
+    /// is gone.
+    fn not_stuck(&self) -> Result<(), Errno> {
+        match self.in_flight.borrow().is_some() {
+            true => Err(Errno::ENODEV),
+            false => Ok(()),
+        }
+    }
+
     fn begin_round(&self) -> u64 {
         let round = self.started.get() + 1;
         self.started.set(round);
@@ -62,8 +71,11 @@ struct InFlight {
 
 /// Why a transaction did not get to the disk.
 enum NotLanded {
-    /// Its data is not durable.
-    Data(Errno),
+    /// Its data is not durable. Its blocks, which are in core only, stay there as long as this does.
+    Data {
+        errno: Errno,
+        _blocks: Box<Sealed>,
+    },
     Metadata(ThinError),
 }
 
@@ -128,17 +140,20 @@ impl Pool {
             mut metadata,
         } = change;
         let round = self.commits.begin_round();
+        if let Err(errno) = self.commits.not_stuck() {
+            return self.commits.end_round(round, Err(errno));
+        }
         if !metadata.changed() {
             drop(metadata);
             let flushed = self.flush_data_aside().await;
             return self.commits.end_round(round, flushed);
         }
-        // Nobody else seals, so this does not wait.
-        let landing = self.commits.landing.lock().await;
         let sealed = match self.seal(&mut metadata, round).await {
             Ok(sealed) => sealed,
             Err(errno) => return self.commits.end_round(round, Err(errno)),
         };
+        // Nobody else has sealed, so this does not wait. Not before: who cannot seal goes back, and waits for it.
+        let landing = self.commits.landing.lock().await;
         drop(metadata);
         let landed = self.land(sealed).await;
         drop(landing);
@@ -152,6 +167,9 @@ impl Pool {
         drop(self.commits.landing.lock().await);
         self.conclude(metadata).await;
         let round = self.commits.begin_round();
+        if let Err(errno) = self.commits.not_stuck() {
+            return self.commits.end_round(round, Err(errno));
+        }
         if !metadata.changed() {
             let flushed = self.flush_data(metadata).await;
             return self.commits.end_round(round, flushed);
@@ -197,11 +215,14 @@ impl Pool {
         }
         let landed = match self.try_flush_data().await {
             Ok(()) => sealed.commit().await.map_err(NotLanded::Metadata),
-            Err(errno) => Err(NotLanded::Data(errno)),
+            Err(errno) => Err(NotLanded::Data {
+                errno,
+                _blocks: Box::new(sealed),
+            }),
         };
         let result = match &landed {
             Ok(()) => Ok(()),
-            Err(NotLanded::Data(errno)) => Err(*errno),
+            Err(NotLanded::Data { errno, .. }) => Err(*errno),
             Err(NotLanded::Metadata(_)) => Err(Errno::EIO),
         };
         if let Some(in_flight) = &mut *self.commits.in_flight.borrow_mut() {
@@ -215,6 +236,14 @@ impl Pool {
         let in_flight = self.commits.in_flight.take()?;
         let round = in_flight.round;
         let result = match in_flight.landed {
+            // Nothing will be committed any more. What is not stays so: all who ask for it are told.
+            Err(NotLanded::Data {
+                errno: Errno::ENODEV,
+                ..
+            }) => {
+                self.commits.in_flight.replace(Some(in_flight));
+                Err(Errno::ENODEV)
+            }
             Ok(()) => {
                 self.committed(metadata, in_flight.transaction, in_flight.freed);
                 Ok(())
@@ -223,7 +252,7 @@ impl Pool {
                 self.metadata_failed(metadata, &error).await;
                 Err(Errno::EIO)
             }
-            Err(NotLanded::Data(errno)) => {
+            Err(NotLanded::Data { errno, .. }) => {
                 self.give_up(metadata, errno).await;
                 Err(errno)
             }

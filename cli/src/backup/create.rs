@@ -3,14 +3,14 @@
 use super::base::{self, Base};
 use super::header::Source;
 use super::stop::Stop;
-use super::{era, ploop, thin};
+use super::{era, ploop, thin, verify};
 use crate::Global;
 use crate::dm::Server;
 use crate::error::CliError;
 use crate::rpc_client::RpcClient;
 use clap::Args;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `backup full`.
 #[derive(Args)]
@@ -59,6 +59,9 @@ pub struct How {
     /// Read at most so many MiB per second
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit_mib: Option<u64>,
+    /// Print JSON of the backup that was made, as `list` does
+    #[arg(long)]
+    pub json: bool,
     /// Of an era target on an origin: a bdev for what is overwritten meanwhile. Its content is lost
     #[arg(long, value_name = "BDEV")]
     pub cow: Option<String>,
@@ -141,7 +144,7 @@ impl Found {
 }
 
 impl FullArgs {
-    /// Backs up all that there is. Prints nothing but remarks.
+    /// Backs up all that there is. Prints nothing but remarks, and JSON if that was asked for.
     pub fn run(self, global: Global) -> Result<bool, CliError> {
         let mut client = self.how.server.connect()?;
         let found = self.of.find(&mut client)?;
@@ -187,9 +190,17 @@ fn make(
     size_mib: Option<u64>,
     job: &Job<'_>,
 ) -> Result<(), CliError> {
+    if job.how.json && job.how.output == Path::new("-") {
+        let why = "--json: standard output is the backup's; give it a file with --output";
+        return Err(CliError::Usage(why.to_owned()));
+    }
     match found {
         Found::Thin(id) => thin::back_up(client, name, *id, size_mib.map(|mib| mib * 2048), job),
         Found::Era => era::back_up(client, name, job),
         Found::Ploop => ploop::back_up(client, name, job),
+    }?;
+    match job.how.json {
+        true => verify::print(&job.how.output),
+        false => Ok(()),
     }
 }

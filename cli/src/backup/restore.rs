@@ -8,9 +8,11 @@ use super::{bdev_name, damaged};
 use crate::Global;
 use crate::dm::Server;
 use crate::error::CliError;
+use crate::output::Output;
 use crate::progress::Progress;
 use crate::rpc_client::RpcClient;
 use clap::Args;
+use serde_json::json;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
@@ -29,6 +31,9 @@ pub struct RestoreArgs {
     /// Do not read the backups twice to see first that they are whole
     #[arg(long)]
     no_verify: bool,
+    /// Print JSON of what was restored
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     server: Server,
 }
@@ -64,7 +69,7 @@ impl ApplyError {
 }
 
 impl RestoreArgs {
-    /// Restores. Prints nothing but remarks.
+    /// Restores. Prints nothing but remarks, and JSON if that was asked for.
     pub fn run(self, global: Global) -> Result<bool, CliError> {
         let headers = match self.no_verify {
             true => super::verify::chain_headers(&self.backups)?,
@@ -78,6 +83,17 @@ impl RestoreArgs {
             (_, Some(bdev), _) => self.to_bdev(bdev, last, global)?,
             (.., Some(pool)) => self.to_pool(pool, last, global)?,
             _ => return Ok(false),
+        }
+        if self.json {
+            let Place { pool, file, bdev } = &self.place;
+            Output::open(None)?.json(&json!({
+                "backup": last.uuid,
+                "size_bytes": last.size_bytes,
+                "pool": pool,
+                "id": self.id,
+                "file": file,
+                "bdev": bdev,
+            }))?;
         }
         Ok(true)
     }

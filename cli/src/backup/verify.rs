@@ -7,7 +7,7 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Progress;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,9 @@ pub struct VerifyArgs {
     /// Backups; if there are several, each must be the next after the one before
     #[arg(required = true, value_name = "FILE")]
     backups: Vec<PathBuf>,
+    /// Print JSON, as `list` does
+    #[arg(long)]
+    json: bool,
 }
 
 /// Arguments of `backup list`.
@@ -34,11 +37,17 @@ pub struct ListArgs {
 impl VerifyArgs {
     /// Reads all, and says nothing if all is well.
     pub fn run(self, global: Global) -> Result<bool, CliError> {
-        for pair in headers_of(&self.backups)?.windows(2) {
+        let headers = headers_of(&self.backups)?;
+        for pair in headers.windows(2) {
             follows(&pair[0], &pair[1])?;
         }
         for path in &self.backups {
             verify(path, global)?;
+        }
+        if self.json {
+            let found = self.backups.iter().zip(&headers);
+            let list = found.map(|(path, header)| listed(path, header));
+            Output::open(None)?.json(&list.collect::<Vec<_>>())?;
         }
         Ok(true)
     }
@@ -130,9 +139,7 @@ impl ListArgs {
         found.sort_by(|a, b| (a.1.began_unix_s, &a.0).cmp(&(b.1.began_unix_s, &b.0)));
         let mut output = Output::open(None)?;
         if self.json {
-            let list = found.iter().map(
-                |(path, header)| json!({ "path": path, "bytes": bytes_of(path), "header": header }),
-            );
+            let list = found.iter().map(|(path, header)| listed(path, header));
             output.json(&list.collect::<Vec<_>>())?;
             return Ok(true);
         }
@@ -156,6 +163,17 @@ impl ListArgs {
             .map_err(CliError::io(&output.path))?;
         Ok(true)
     }
+}
+
+/// A backup, as `list` shows it.
+fn listed(path: &Path, header: &Header) -> Value {
+    json!({ "path": path, "bytes": bytes_of(path), "header": header })
+}
+
+/// Prints JSON of a backup that has been made.
+pub fn print(path: &Path) -> Result<(), CliError> {
+    let reader = begin(path)?;
+    Output::open(None)?.json(&listed(path, reader.header()))
 }
 
 fn bytes_of(path: &Path) -> u64 {

@@ -33,6 +33,9 @@ pub struct Rate {
     /// Visit all once, and measure how fast they are unmapped then.
     #[arg(long, conflicts_with = "again_after")]
     unmap: bool,
+    /// Zero the blocks instead of writing to them.
+    #[arg(long, conflicts_with_all = ["again_after", "unmap"])]
+    zeroes: bool,
 }
 
 /// What is done at each visit.
@@ -40,6 +43,7 @@ pub struct Rate {
 enum What {
     Write,
     Unmap,
+    Zeroes,
 }
 
 impl Rate {
@@ -54,9 +58,10 @@ impl Rate {
                 spdk::executor::sleep(Duration::from_millis(10)).await;
             }
         }
-        let what = match self.unmap {
-            true => What::Unmap,
-            false => What::Write,
+        let what = match (self.unmap, self.zeroes) {
+            (true, _) => What::Unmap,
+            (_, true) => What::Zeroes,
+            _ => What::Write,
         };
         if self.unmap {
             self.pass(disk, What::Write).await?;
@@ -108,6 +113,7 @@ impl Rate {
                 match what {
                     What::Write => buf = disk.write_buf(offset, buf).await?,
                     What::Unmap => disk.range("unmap", offset, self.visit).await?,
+                    What::Zeroes => disk.range("zeroes", offset, self.visit).await?,
                 }
             }
             Ok::<(), String>(())
