@@ -203,7 +203,18 @@ impl<T: Target, H: Host> Channel<T, H> {
         let _ = self.to_owner.unbounded_send(ToOwner::Leave(self.id));
     }
 
-    /// Takes an I/O. The hot path.
+    /// Where a plain read or write goes: nothing but to be counted in [`Host::in_flight`] and sent there. None:
+    /// it is to be submitted. The hot path where there is nothing to be fetched from memory first.
+    #[inline(always)]
+    pub fn plain(&self, volume: &VolumeHandle<T>, request: &Request) -> Option<(BaseId, u64)> {
+        let waits = T::is_far(&volume.volume) && self.stage.pays(self.epochs.in_flight_now());
+        match self.joined.get() && !waits {
+            true => T::plain(&volume.volume, &volume.local, request),
+            false => None,
+        }
+    }
+
+    /// Takes an I/O. The hot path of what is not plain.
     #[inline]
     pub fn submit(&self, volume: &VolumeHandle<T>, request: Request, io: H::Io) {
         if !self.joined.get() {
@@ -252,9 +263,9 @@ impl<T: Target, H: Host> Channel<T, H> {
         }
     }
 
-    /// Counts an I/O as in flight.
+    /// Counts an I/O as in flight, which the host then sends somewhere.
     #[inline]
-    fn ticket(&self) -> Ticket {
+    pub fn ticket(&self) -> Ticket {
         Ticket(self.epochs.enter() << 1)
     }
 

@@ -100,6 +100,23 @@ pub trait Target: 'static {
     /// that another core writes.
     fn map(volume: &Arc<Self::Volume>, local: &Self::Local, request: &Request) -> Map;
 
+    /// Where a read or write goes of which [`Target::map`] would say [`Map::Remap`] and do nothing else: the
+    /// quick way for nearly all I/O. None: ask `map`.
+    #[inline]
+    fn plain(
+        _volume: &Self::Volume,
+        _local: &Self::Local,
+        _request: &Request,
+    ) -> Option<(BaseId, u64)> {
+        None
+    }
+
+    /// Whether [`Target::looks_at`] names memory for reads and writes.
+    #[inline]
+    fn is_far(_volume: &Self::Volume) -> bool {
+        false
+    }
+
     /// What the host may send to a base device without [`Target::map`], counted as in flight on the channel.
     #[inline]
     fn passage(_volume: &Self::Volume) -> Option<Passage> {

@@ -259,7 +259,7 @@ impl Driver for ExportDriver {
 
     fn submit(channel: &BaseChannel, io: BdevIo, kind: IoKind, offset: u64, _: u64) {
         match kind {
-            IoKind::Read => io.forward(channel, offset, 0, None),
+            IoKind::Read => io.forward(channel, offset, 0),
             // A reset, too: it would reach the target's own I/O.
             _ => io.complete(Errno::EOPNOTSUPP.0),
         }

@@ -11,6 +11,7 @@ use bdev::thin::{Thin, ThinDev};
 use rpc::params::ThinActivate;
 use spdk::base::{BaseChannel, Descriptor, IoKind};
 use spdk::io_device::{IoChannel, IoDevice};
+use spdk::passage::Course as Plain;
 use spdk::vbdev::BdevIo;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -253,6 +254,17 @@ impl Side {
         current.as_ref().map_or(0, parked)
     }
 
+    /// Where a plain read or write of the bdev goes, while the gate is open.
+    #[inline(always)]
+    pub fn plain(&self, kind: IoKind, offset: u64, nr_blocks: u64) -> Option<Plain> {
+        if !self.passes.get() {
+            return None;
+        }
+        let current = self.current.borrow();
+        let Current { dev, pool } = current.as_ref()?;
+        pool.plain(dev, kind, offset, nr_blocks)
+    }
+
     /// Takes an I/O of the bdev.
     #[inline]
     pub fn submit(&self, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
@@ -265,7 +277,7 @@ impl Side {
     #[inline]
     fn pass(&self, io: BdevIo, kind: IoKind, offset: u64, nr_blocks: u64) {
         if let Some(origin) = &self.origin {
-            io.set_other(origin, origin.descriptor());
+            io.set_other(origin);
         }
         match &*self.current.borrow() {
             Some(current) => current

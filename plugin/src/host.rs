@@ -9,9 +9,9 @@ use bdev::thin::Thin;
 use bdev::thin::map::ORIGIN;
 use futures::channel::mpsc::UnboundedSender;
 use futures::future::LocalBoxFuture;
-use spdk::base::{BaseChannel, Descriptor, IoKind};
+use spdk::base::{Descriptor, IoKind};
 use spdk::executor;
-use spdk::passage::Passage;
+use spdk::passage::{Course, Passage, Way};
 use spdk::vbdev::BdevIo;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,19 +54,27 @@ impl Runtime for SpdkRuntime {
 
 /// A core's way to the bdev that holds the data: a pool's data bdev, an era target's origin.
 pub struct SpdkHost {
-    data: BaseChannel,
+    data: Way,
     in_flight: Rc<InFlight>,
 }
 
 /// What I/O can be sent to without the engine.
 pub trait WayPast {
-    /// The running thread's channel to a base bdev.
-    fn base(&self, base: BaseId) -> Option<BaseChannel>;
+    /// The running thread's way to a base bdev.
+    fn way(&self, base: BaseId) -> Option<Way>;
+
+    /// A block there.
+    fn course(&self, base: BaseId, block: u64) -> Option<Course>;
 }
 
 impl WayPast for SpdkHost {
-    fn base(&self, base: BaseId) -> Option<BaseChannel> {
+    fn way(&self, base: BaseId) -> Option<Way> {
         (base != ORIGIN).then(|| self.data.clone())
+    }
+
+    #[inline(always)]
+    fn course(&self, base: BaseId, block: u64) -> Option<Course> {
+        (base != ORIGIN).then(|| self.data.at(block))
     }
 }
 
@@ -77,7 +85,7 @@ impl Host for SpdkHost {
     fn forward(&self, io: BdevIo, base: BaseId, block: u64, ticket: Ticket) {
         match base {
             ORIGIN => io.forward_other(block, None, ticket.into_raw()),
-            _ => io.forward(&self.data, block, ticket.into_raw(), Some(&self.in_flight)),
+            _ => io.forward_counted(&self.data, block, ticket.into_raw()),
         }
     }
 
@@ -125,9 +133,10 @@ static NEXT_CHANNEL: AtomicU64 = AtomicU64::new(0);
 impl SpdkHost {
     /// On the running thread.
     pub fn new(data: &Descriptor) -> Option<Self> {
+        let in_flight: Rc<InFlight> = Rc::default();
         Some(SpdkHost {
-            data: data.channel()?,
-            in_flight: Rc::default(),
+            data: Way::new(data.channel()?, in_flight.clone()),
+            in_flight,
         })
     }
 }
@@ -141,6 +150,30 @@ where
         let id = ChannelId(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));
         let (engine, messages) = Channel::new(id, host, owner);
         executor::spawn(engine.clone().run(messages)).then_some(TargetChannel { engine })
+    }
+
+    /// Where a plain read or write of a bdev of the target goes.
+    #[inline(always)]
+    pub fn plain(
+        &self,
+        volume: &VolumeHandle<T>,
+        kind: IoKind,
+        offset_blocks: u64,
+        nr_blocks: u64,
+    ) -> Option<Course>
+    where
+        H: WayPast,
+    {
+        let request = Request {
+            kind: match kind {
+                IoKind::Read => Kind::Read,
+                _ => Kind::Write,
+            },
+            offset_blocks,
+            nr_blocks,
+        };
+        let (base, block) = self.engine.plain(volume, &request)?;
+        self.engine.host().course(base, block)
     }
 
     /// Takes an I/O of a bdev of the target.
@@ -191,8 +224,7 @@ where
         let passing = kinds.iter().filter(|(kind, _)| (passage.passes)(*kind));
         Some(Passage {
             kinds: passing.fold(0, |all, (_, kind)| all | kind.bit()),
-            base: host.base(passage.base)?,
-            in_flight: host.in_flight(),
+            way: host.way(passage.base)?,
             as_long_as: passage.as_long_as,
         })
     }

@@ -415,7 +415,7 @@ impl Driver for LinearDriver {
         match kind {
             IoKind::Read | IoKind::Write => match channel.find(offset) {
                 Some((base, first, left)) if nr_blocks <= left => {
-                    io.forward(base, first, 0, None);
+                    io.forward(base, first, 0);
                 }
                 // SPDK divides at the boundaries.
                 _ => io.complete(Errno::EINVAL.0),

@@ -9,9 +9,10 @@ use bdev::channel::{Channel, Host, InFlight, Ticket, ToOwner};
 use bdev::errno::Errno;
 use bdev::target::{BaseId, Target};
 use futures::channel::mpsc::UnboundedSender;
-use spdk::base::{BaseChannel, Descriptor};
+use spdk::base::Descriptor;
 use spdk::io_device::IoDevice;
 use spdk::part::Part;
+use spdk::passage::{Course, Way};
 use spdk::vbdev::BdevIo;
 use std::cell::{OnceCell, RefCell};
 use std::rc::{Rc, Weak};
@@ -36,17 +37,18 @@ impl Bases {
         if bases.is_empty() {
             return None;
         }
-        let mut channels = Vec::with_capacity(bases.len());
+        let in_flight: Rc<InFlight> = Rc::default();
+        let mut ways = Vec::with_capacity(bases.len());
         for desc in bases.iter() {
-            channels.push(match desc {
-                Some(desc) => Some(desc.channel()?),
+            ways.push(match desc {
+                Some(desc) => Some(Way::new(desc.channel()?, in_flight.clone())),
                 None => None,
             });
         }
         drop(bases);
         let host = MovingHost {
-            bases: RefCell::new(channels),
-            in_flight: Rc::default(),
+            ways: RefCell::new(ways),
+            in_flight,
             leaving: RefCell::default(),
             engine: OnceCell::new(),
         };
@@ -155,11 +157,11 @@ impl From<BdevIo> for Io {
 
 /// A core's channels.
 pub struct MovingHost<T: Target> {
-    /// By number.
-    bases: RefCell<Vec<Option<BaseChannel>>>,
+    /// To the base bdevs, by number.
+    ways: RefCell<Vec<Option<Way>>>,
     in_flight: Rc<InFlight>,
     /// I/O may be under way on them; none is sent.
-    leaving: RefCell<Vec<BaseChannel>>,
+    leaving: RefCell<Vec<Way>>,
     engine: OnceCell<Weak<Channel<T, MovingHost<T>>>>,
 }
 
@@ -169,15 +171,16 @@ impl<T: Target> MovingHost<T> {
         let Some(channel) = desc.channel() else {
             return false;
         };
-        put(&mut self.bases.borrow_mut(), number, Some(channel));
+        let way = Way::new(channel, self.in_flight.clone());
+        put(&mut self.ways.borrow_mut(), number, Some(way));
         true
     }
 
     /// Sends no more I/O to a base bdev: it fails.
     fn leave(&self, number: BaseId) {
-        let mut bases = self.bases.borrow_mut();
-        let channel = bases.get_mut(usize::from(number.0)).and_then(Option::take);
-        self.leaving.borrow_mut().extend(channel);
+        let mut ways = self.ways.borrow_mut();
+        let way = ways.get_mut(usize::from(number.0)).and_then(Option::take);
+        self.leaving.borrow_mut().extend(way);
     }
 
     /// Lets channels go on which nothing is under way.
@@ -187,17 +190,17 @@ impl<T: Target> MovingHost<T> {
     }
 
     #[inline]
-    fn send(&self, io: Io, channel: &BaseChannel, block: u64, ticket: Ticket) {
+    fn send(&self, io: Io, way: &Way, block: u64, ticket: Ticket) {
         match io {
-            Io::Whole(io) => io.forward(channel, block, ticket.into_raw(), Some(&self.in_flight)),
-            Io::Part(part) => self.send_part(*part, channel, block, ticket),
+            Io::Whole(io) => io.forward_counted(way, block, ticket.into_raw()),
+            Io::Part(part) => self.send_part(*part, way, block, ticket),
         }
     }
 
     #[inline(never)]
-    fn send_part(&self, part: Part, channel: &BaseChannel, block: u64, ticket: Ticket) {
+    fn send_part(&self, part: Part, way: &Way, block: u64, ticket: Ticket) {
         let engine = self.engine.get().cloned();
-        part.forward(channel, block, move |part, ok| {
+        part.forward(way.base(), block, move |part, ok| {
             let result = if ok { Ok(()) } else { Err(Errno::EIO) };
             match engine.and_then(|engine| engine.upgrade()) {
                 Some(engine) => engine.forwarded(Io::Part(Box::new(part)), ticket, result),
@@ -217,8 +220,16 @@ impl<T: Target> MovingHost<T> {
 }
 
 impl<T: Target> WayPast for MovingHost<T> {
-    fn base(&self, base: BaseId) -> Option<BaseChannel> {
-        self.bases.borrow().get(usize::from(base.0))?.clone()
+    fn way(&self, base: BaseId) -> Option<Way> {
+        self.ways.borrow().get(usize::from(base.0))?.clone()
+    }
+
+    #[inline(always)]
+    fn course(&self, base: BaseId, block: u64) -> Option<Course> {
+        match self.ways.borrow().get(usize::from(base.0)) {
+            Some(Some(way)) => Some(way.at(block)),
+            _ => None,
+        }
     }
 }
 
@@ -229,8 +240,8 @@ impl<T: Target> Host for MovingHost<T> {
     fn forward(&self, io: Io, base: BaseId, block: u64, ticket: Ticket) {
         // Borrowed while the I/O is sent, which may end at once and bring the next one: that borrows, too.
         // Channels come and go by messages, which are not handled in between.
-        match self.bases.borrow().get(usize::from(base.0)) {
-            Some(Some(channel)) => self.send(io, channel, block, ticket),
+        match self.ways.borrow().get(usize::from(base.0)) {
+            Some(Some(way)) => self.send(io, way, block, ticket),
             _ => self.fail(io, ticket),
         }
     }

@@ -14,6 +14,7 @@ use rpc::params::ThinActivate;
 use serde_json::json;
 use spdk::base::{self, Descriptor, Event, IoKind};
 use spdk::io_device::IoChannel;
+use spdk::passage::Course;
 use spdk::vbdev::{BdevIo, Destructed, Driver, Params, Vbdev};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -314,6 +315,13 @@ impl Driver for ThinDriver {
 
     fn create_channel(&self) -> Option<IoChannel<Side>> {
         self.gate.side()
+    }
+
+    const ASKS: bool = true;
+
+    #[inline(always)]
+    fn plain(side: &IoChannel<Side>, kind: IoKind, offset: u64, nr: u64) -> Option<Course> {
+        side.plain(kind, offset, nr)
     }
 
     #[inline]

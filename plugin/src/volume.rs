@@ -7,7 +7,7 @@ use bdev::channel::{OnCore, VolumeHandle};
 use bdev::target::Target;
 use spdk::base::IoKind;
 use spdk::io_device::{IoChannel, IoDevice};
-use spdk::passage::Passage;
+use spdk::passage::{Course, Passage};
 use spdk::vbdev::{BdevIo, Destructed, Driver};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,6 +74,13 @@ where
             dev: OnCore::new(self.volume.clone()),
             target: channels.channel()?,
         })
+    }
+
+    const ASKS: bool = true;
+
+    #[inline(always)]
+    fn plain(channel: &VolumeChannel<T>, kind: IoKind, offset: u64, nr: u64) -> Option<Course> {
+        channel.target.plain(&channel.dev, kind, offset, nr)
     }
 
     #[inline]

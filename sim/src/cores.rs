@@ -272,7 +272,16 @@ impl<T: Target> Cores<T> {
             data,
             done,
         };
-        core.submit(&handle(handles, volume), request, io);
+        let volume = handle(handles, volume);
+        // As the shim does.
+        let course = match request.kind {
+            IoKind::Read | IoKind::Write => core.plain(&volume, &request),
+            _ => None,
+        };
+        match course {
+            Some((base, block)) => core.host().forward(io, base, block, core.ticket()),
+            None => core.submit(&volume, request, io),
+        }
         answer.await.unwrap_or((Err(Errno::EIO), Vec::new()))
     }
 

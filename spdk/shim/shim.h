@@ -94,14 +94,27 @@ struct sdm_in_flight {
 	uint64_t count;
 };
 
+/* Where I/O can be sent. */
+struct sdm_way {
+	void *spdk_desc;
+	void *channel;
+	/* Where tickets are counted: such I/O is answered without ops->forwarded, if that is all there is to do.
+	 * Or NULL. */
+	struct sdm_in_flight *in_flight;
+};
+
+/* Where a single I/O goes; way NULL: not known without more ado. */
+struct sdm_course {
+	const struct sdm_way *way; /* with in_flight */
+	uint64_t offset_blocks;
+};
+
 /* What needs no look: I/O of these kinds goes to the same blocks of a base bdev. */
 struct sdm_passage {
 	uint32_t kinds; /* bit per sdm_io_kind */
 	const uint64_t *version; /* as long as it is `seen`; NULL: for ever */
 	uint64_t seen;
-	void *spdk_desc;
-	void *channel;
-	struct sdm_in_flight *in_flight;
+	const struct sdm_way *way; /* with in_flight */
 };
 
 /* virtual bdevs */
@@ -111,6 +124,8 @@ struct sdm_vbdev_ops {
 	void (*channel_destroy)(void *channel);
 	/* What passes from now on; what it points to lives until the next call, or as long as the channel. */
 	void (*passage)(void *channel, struct sdm_passage *passage);
+	/* Or NULL. Asked for each read and write that does not pass; what is known is not submitted. */
+	struct sdm_course (*plain)(void *channel, int kind, uint64_t offset_blocks, uint64_t nr_blocks);
 	void (*submit)(void *channel, void *io, int kind, uint64_t offset_blocks, uint64_t nr_blocks);
 	void (*forwarded)(void *channel, void *io, uint64_t ticket, bool ok);
 	uint32_t (*io_kinds)(void *ctx);
@@ -134,15 +149,13 @@ void sdm_vbdev_unregister(void *vbdev, void (*done)(void *, int), void *ctx);
 void sdm_vbdev_destructed(void *vbdev);
 /* Its size has changed; who has it open is told. 0 or a negative errno. */
 int sdm_vbdev_resize(void *vbdev, uint64_t nr_blocks);
-/* Sends the I/O on to a base bdev; ops->forwarded follows. A flush goes to all of it. */
 /* Sets the other way of an I/O, for sdm_io_forward_other; valid until the I/O is answered. */
-void sdm_io_set_other(void *bdev_io, void *desc, void *channel);
+void sdm_io_set_other(void *bdev_io, const struct sdm_way *way);
 /* head_blocks 0: all of it; else only so many are read, the rest of the buffers is zeroed */
 void sdm_io_forward_other(void *bdev_io, uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket);
-/* in_flight: where the ticket was counted; then it is answered without ops->forwarded, if that is all there
- * is to do. Or NULL. */
-void sdm_io_forward(void *io, void *spdk_desc, void *channel, uint64_t offset_blocks, uint64_t ticket,
-		    struct sdm_in_flight *in_flight);
+/* Sends the I/O on to a base bdev; ops->forwarded follows. A flush goes to all of it. The way is there until the
+ * I/O is back. */
+void sdm_io_forward(void *io, const struct sdm_way *way, uint64_t offset_blocks, uint64_t ticket);
 /* Fills the buffers with zeroes, getting them first if need be, and completes. */
 void sdm_io_complete_zeroes(void *io);
 void sdm_io_complete(void *io, int err);

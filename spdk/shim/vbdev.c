@@ -26,18 +26,15 @@ struct vbdev_channel {
 
 struct io_ctx {
 	struct vbdev_channel *channel;
-	struct spdk_bdev_desc *desc;
-	struct spdk_io_channel *base_channel;
+	const struct sdm_way *way;
 	uint64_t offset;
 	uint64_t ticket;
-	struct sdm_in_flight *in_flight;
 	/* another way than the base device's, where the driver has set one */
-	struct spdk_bdev_desc *other_desc;
-	struct spdk_io_channel *other_channel;
-	/* of a read whose head alone is forwarded */
+	const struct sdm_way *other;
+	/* 0, or of a read whose head alone is forwarded: */
+	uint64_t head_blocks;
 	struct iovec *head_iovs;
 	int head_iovcnt;
-	uint64_t head_blocks;
 	struct spdk_bdev_io_wait_entry wait;
 };
 
@@ -83,9 +80,8 @@ needs_buf(struct spdk_bdev_io *io)
 }
 
 static void vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io);
-static void forward(struct spdk_bdev_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
-		    uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket,
-		    struct sdm_in_flight *in_flight);
+static void forward(struct spdk_bdev_io *io, const struct sdm_way *way, uint64_t offset_blocks,
+		    uint64_t head_blocks, uint64_t ticket);
 
 static bool
 passes_now(struct vbdev_channel *channel, int kind)
@@ -99,14 +95,11 @@ passes_now(struct vbdev_channel *channel, int kind)
 	return passage->kinds >> kind & 1;
 }
 
-static void
-pass(struct vbdev_channel *channel, struct spdk_bdev_io *io)
+static inline void
+forward_counted(struct spdk_bdev_io *io, const struct sdm_way *way, uint64_t offset_blocks)
 {
-	struct sdm_passage *passage = &channel->passage;
-
-	passage->in_flight->count++;
-	forward(io, passage->spdk_desc, passage->channel, io->u.bdev.offset_blocks, 0,
-		passage->in_flight->epoch << 1, passage->in_flight);
+	way->in_flight->count++;
+	forward(io, way, offset_blocks, 0, way->in_flight->epoch << 1);
 }
 
 static void
@@ -123,8 +116,10 @@ static void
 vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io)
 {
 	struct vbdev_channel *channel = spdk_io_channel_get_ctx(ch);
+	const struct sdm_vbdev_ops *ops = channel->vbdev->ops;
 	int kind = kind_of(io->type);
 	bool passes = passes_now(channel, kind);
+	struct sdm_course course;
 
 	if (spdk_unlikely(channel->vbdev->buffers_first && kind == SDM_READ && needs_buf(io))) {
 		spdk_bdev_io_get_buf(io, submit_got_buf, io->u.bdev.num_blocks * io->bdev->blocklen);
@@ -132,13 +127,19 @@ vbdev_submit(struct spdk_io_channel *ch, struct spdk_bdev_io *io)
 	}
 	ctx_of(io)->channel = channel;
 	if (passes) {
-		pass(channel, io);
+		forward_counted(io, channel->passage.way, io->u.bdev.offset_blocks);
 		return;
 	}
-	ctx_of(io)->other_desc = NULL;
-	channel->vbdev->ops->submit(channel->value, io, kind,
-				    kind < SDM_RESET ? io->u.bdev.offset_blocks : 0,
-				    kind < SDM_RESET ? io->u.bdev.num_blocks : 0);
+	if (kind <= SDM_WRITE && ops->plain != NULL) {
+		course = ops->plain(channel->value, kind, io->u.bdev.offset_blocks, io->u.bdev.num_blocks);
+		if (spdk_likely(course.way != NULL)) {
+			forward_counted(io, course.way, course.offset_blocks);
+			return;
+		}
+	}
+	ctx_of(io)->other = NULL;
+	ops->submit(channel->value, io, kind,
+		    kind < SDM_RESET ? io->u.bdev.offset_blocks : 0, kind < SDM_RESET ? io->u.bdev.num_blocks : 0);
 }
 
 static void
@@ -146,14 +147,14 @@ forward_finish(struct spdk_bdev_io *io, bool success)
 {
 	struct io_ctx *ctx = ctx_of(io);
 	struct vbdev_channel *channel = ctx->channel;
+	struct sdm_in_flight *in_flight = ctx->way->in_flight;
 
-	if (spdk_unlikely(ctx->head_iovs != NULL)) {
+	if (spdk_unlikely(ctx->head_blocks != 0)) {
 		free(ctx->head_iovs);
-		ctx->head_iovs = NULL;
 	}
 	/* Nobody waits for the end of its epoch, and nothing else is to be done with it. */
-	if (spdk_likely(ctx->in_flight != NULL && ctx->ticket == ctx->in_flight->epoch << 1)) {
-		ctx->in_flight->count--;
+	if (spdk_likely(in_flight != NULL && ctx->ticket == in_flight->epoch << 1)) {
+		in_flight->count--;
 		spdk_bdev_io_complete(io, success ? SPDK_BDEV_IO_STATUS_SUCCESS : SPDK_BDEV_IO_STATUS_FAILED);
 		return;
 	}
@@ -169,7 +170,7 @@ forward_done(struct spdk_bdev_io *base_io, bool success, void *arg)
 	forward_finish(io, success);
 }
 
-static void forward_submit(void *arg);
+static void forward_again(void *arg);
 
 /* Waits for the base bdev to have room, or fails. */
 static void __attribute__((noinline, cold))
@@ -179,57 +180,66 @@ forward_refused(struct spdk_bdev_io *io, int rc)
 	struct spdk_bdev *base;
 
 	if (rc == -ENOMEM) {
-		base = spdk_bdev_desc_get_bdev(ctx->desc);
+		base = spdk_bdev_desc_get_bdev(ctx->way->spdk_desc);
 		ctx->wait.bdev = base;
-		ctx->wait.cb_fn = forward_submit;
+		ctx->wait.cb_fn = forward_again;
 		ctx->wait.cb_arg = io;
-		rc = spdk_bdev_queue_io_wait(base, ctx->base_channel, &ctx->wait);
+		rc = spdk_bdev_queue_io_wait(base, ctx->way->channel, &ctx->wait);
 	}
 	if (rc != 0) {
 		forward_finish(io, false);
 	}
 }
 
-static void
-forward_submit(void *arg)
+/* All but whole reads and writes. */
+static int __attribute__((noinline))
+submit_other(struct spdk_bdev_io *io, const struct sdm_way *way)
 {
-	struct spdk_bdev_io *io = arg;
 	struct io_ctx *ctx = ctx_of(io);
-	int rc;
+	struct spdk_bdev_desc *desc = way->spdk_desc;
+	struct spdk_io_channel *channel = way->channel;
 
 	switch (io->type) {
 	case SPDK_BDEV_IO_TYPE_READ:
-		if (spdk_unlikely(ctx->head_iovs != NULL)) {
-			rc = spdk_bdev_readv_blocks(ctx->desc, ctx->base_channel, ctx->head_iovs,
-						    ctx->head_iovcnt, ctx->offset, ctx->head_blocks,
-						    forward_done, io);
-			break;
-		}
-		rc = spdk_bdev_readv_blocks(ctx->desc, ctx->base_channel, io->u.bdev.iovs, io->u.bdev.iovcnt,
-					    ctx->offset, io->u.bdev.num_blocks, forward_done, io);
-		break;
-	case SPDK_BDEV_IO_TYPE_WRITE:
-		rc = spdk_bdev_writev_blocks(ctx->desc, ctx->base_channel, io->u.bdev.iovs, io->u.bdev.iovcnt,
-					     ctx->offset, io->u.bdev.num_blocks, forward_done, io);
-		break;
+		return spdk_bdev_readv_blocks(desc, channel, ctx->head_iovs, ctx->head_iovcnt, ctx->offset,
+					      ctx->head_blocks, forward_done, io);
 	case SPDK_BDEV_IO_TYPE_FLUSH:
-		rc = sdm_submit_flush(ctx->desc, ctx->base_channel, forward_done, io);
-		break;
+		return sdm_submit_flush(desc, channel, forward_done, io);
 	case SPDK_BDEV_IO_TYPE_UNMAP:
-		rc = spdk_bdev_unmap_blocks(ctx->desc, ctx->base_channel, ctx->offset, io->u.bdev.num_blocks,
-					    forward_done, io);
-		break;
+		return spdk_bdev_unmap_blocks(desc, channel, ctx->offset, io->u.bdev.num_blocks, forward_done, io);
 	case SPDK_BDEV_IO_TYPE_WRITE_ZEROES:
-		rc = spdk_bdev_write_zeroes_blocks(ctx->desc, ctx->base_channel, ctx->offset,
-						   io->u.bdev.num_blocks, forward_done, io);
-		break;
+		return spdk_bdev_write_zeroes_blocks(desc, channel, ctx->offset, io->u.bdev.num_blocks,
+						     forward_done, io);
 	default:
-		rc = -ENOTSUP;
-		break;
+		return -ENOTSUP;
+	}
+}
+
+static inline void
+forward_submit(struct spdk_bdev_io *io, const struct sdm_way *way, uint64_t offset_blocks, uint64_t head_blocks)
+{
+	int rc;
+
+	if (io->type == SPDK_BDEV_IO_TYPE_READ && spdk_likely(head_blocks == 0)) {
+		rc = spdk_bdev_readv_blocks(way->spdk_desc, way->channel, io->u.bdev.iovs, io->u.bdev.iovcnt,
+					    offset_blocks, io->u.bdev.num_blocks, forward_done, io);
+	} else if (io->type == SPDK_BDEV_IO_TYPE_WRITE) {
+		rc = spdk_bdev_writev_blocks(way->spdk_desc, way->channel, io->u.bdev.iovs, io->u.bdev.iovcnt,
+					     offset_blocks, io->u.bdev.num_blocks, forward_done, io);
+	} else {
+		rc = submit_other(io, way);
 	}
 	if (spdk_unlikely(rc != 0)) {
 		forward_refused(io, rc);
 	}
+}
+
+static void
+forward_again(void *arg)
+{
+	struct io_ctx *ctx = ctx_of(arg);
+
+	forward_submit(arg, ctx->way, ctx->offset, ctx->head_blocks);
 }
 
 /* Zeroes the buffers behind the head and makes a list of those before. */
@@ -274,23 +284,23 @@ forward_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool succes
 		forward_finish(io, false);
 		return;
 	}
-	forward_submit(io);
+	forward_again(io);
 }
 
 static inline void
-forward(struct spdk_bdev_io *io, struct spdk_bdev_desc *desc, struct spdk_io_channel *channel,
-	uint64_t offset_blocks, uint64_t head_blocks, uint64_t ticket, struct sdm_in_flight *in_flight)
+forward(struct spdk_bdev_io *io, const struct sdm_way *way, uint64_t offset_blocks, uint64_t head_blocks,
+	uint64_t ticket)
 {
 	struct io_ctx *ctx = ctx_of(io);
 
-	ctx->desc = desc;
-	ctx->base_channel = channel;
+	ctx->way = way;
 	ctx->offset = offset_blocks;
 	ctx->ticket = ticket;
-	ctx->in_flight = in_flight;
-	ctx->head_iovs = NULL;
 	ctx->head_blocks = head_blocks;
-	if (io->type == SPDK_BDEV_IO_TYPE_READ && needs_buf(io)) {
+	if (spdk_unlikely(head_blocks != 0)) {
+		ctx->head_iovs = NULL;
+	}
+	if (io->type == SPDK_BDEV_IO_TYPE_READ && spdk_unlikely(needs_buf(io))) {
 		spdk_bdev_io_get_buf(io, forward_got_buf, io->u.bdev.num_blocks * io->bdev->blocklen);
 		return;
 	}
@@ -298,23 +308,19 @@ forward(struct spdk_bdev_io *io, struct spdk_bdev_desc *desc, struct spdk_io_cha
 		forward_got_buf(NULL, io, true);
 		return;
 	}
-	forward_submit(io);
+	forward_submit(io, way, offset_blocks, 0);
 }
 
 void
-sdm_io_forward(void *bdev_io, void *spdk_desc, void *channel, uint64_t offset_blocks, uint64_t ticket,
-	       struct sdm_in_flight *in_flight)
+sdm_io_forward(void *bdev_io, const struct sdm_way *way, uint64_t offset_blocks, uint64_t ticket)
 {
-	forward(bdev_io, spdk_desc, channel, offset_blocks, 0, ticket, in_flight);
+	forward(bdev_io, way, offset_blocks, 0, ticket);
 }
 
 void
-sdm_io_set_other(void *bdev_io, void *desc, void *channel)
+sdm_io_set_other(void *bdev_io, const struct sdm_way *way)
 {
-	struct io_ctx *ctx = ctx_of(bdev_io);
-
-	ctx->other_desc = sdm_desc_raw(desc);
-	ctx->other_channel = channel;
+	ctx_of(bdev_io)->other = way;
 }
 
 void
@@ -322,14 +328,11 @@ sdm_io_forward_other(void *bdev_io, uint64_t offset_blocks, uint64_t head_blocks
 {
 	struct io_ctx *ctx = ctx_of(bdev_io);
 
-	if (ctx->other_desc == NULL) {
-		ctx->ticket = ticket;
-		ctx->in_flight = NULL;
-		ctx->head_iovs = NULL;
-		forward_finish(bdev_io, false);
+	if (ctx->other == NULL) {
+		ctx->channel->vbdev->ops->forwarded(ctx->channel->value, bdev_io, ticket, false);
 		return;
 	}
-	forward(bdev_io, ctx->other_desc, ctx->other_channel, offset_blocks, head_blocks, ticket, NULL);
+	forward(bdev_io, ctx->other, offset_blocks, head_blocks, ticket);
 }
 
 static void

@@ -180,17 +180,16 @@ impl Descriptor {
         // SAFETY: the descriptor is open, and this is an SPDK thread.
         let raw = unsafe { ffi::sdm_desc_channel(self.0.raw) };
         (!raw.is_null()).then(|| {
-            let inner = Rc::new(ChannelInner {
-                raw,
+            BaseChannel(Rc::new(ChannelInner {
+                way: ffi::Way {
+                    // SAFETY: the descriptor is open.
+                    spdk_desc: unsafe { ffi::sdm_desc_spdk(self.0.raw) },
+                    channel: raw,
+                    in_flight: std::ptr::null(),
+                },
                 desc: self.clone(),
                 block_bytes: self.info().block_bytes as usize,
-            });
-            BaseChannel {
-                inner,
-                raw,
-                // SAFETY: the descriptor is open.
-                spdk_desc: unsafe { ffi::sdm_desc_spdk(self.0.raw) },
-            }
+            }))
         })
     }
 
@@ -224,7 +223,7 @@ impl Drop for Inner {
 }
 
 struct ChannelInner {
-    raw: *mut c_void,
+    way: ffi::Way,
     /// Keeps the bdev open as long as there is a channel.
     desc: Descriptor,
     block_bytes: usize,
@@ -233,18 +232,13 @@ struct ChannelInner {
 impl Drop for ChannelInner {
     fn drop(&mut self) {
         // SAFETY: got by sdm_desc_channel on this thread (the type is not Send), put once.
-        unsafe { ffi::sdm_put_channel(self.raw) };
+        unsafe { ffi::sdm_put_channel(self.way.channel) };
     }
 }
 
 /// A bdev's channel of one thread.
 #[derive(Clone)]
-pub struct BaseChannel {
-    inner: Rc<ChannelInner>,
-    /// What is needed to send I/O there, where it takes no look elsewhere.
-    raw: *mut c_void,
-    spdk_desc: *mut c_void,
-}
+pub struct BaseChannel(Rc<ChannelInner>);
 
 /// What an I/O owns while it is under way.
 struct Pending {
@@ -262,20 +256,19 @@ unsafe extern "C" fn base_io_done(ctx: *mut c_void, err: c_int) {
 }
 
 impl BaseChannel {
-    #[inline]
     pub(crate) fn raw(&self) -> *mut c_void {
-        self.raw
+        self.0.way.channel
     }
 
-    /// SPDK's own descriptor.
+    /// The way there, for I/O that nobody counts. It is at this address as long as there is a clone.
     #[inline]
-    pub(crate) fn spdk_desc(&self) -> *mut c_void {
-        self.spdk_desc
+    pub(crate) fn way(&self) -> &ffi::Way {
+        &self.0.way
     }
 
     /// The open bdev this is a channel of.
     pub fn descriptor(&self) -> &Descriptor {
-        &self.inner.desc
+        &self.0.desc
     }
 
     /// Has an I/O submitted with what it owns while it is under way, and waits for its end.
@@ -311,8 +304,8 @@ impl BaseChannel {
         let submit = |ctx| unsafe {
             ffi::sdm_base_io(
                 kind as c_int,
-                self.inner.desc.raw(),
-                self.inner.raw,
+                self.0.desc.raw(),
+                self.raw(),
                 data,
                 offset_blocks,
                 nr_blocks,
@@ -329,8 +322,8 @@ impl BaseChannel {
         // SAFETY: channel and descriptor live until base_io_done, which is called exactly once.
         let submit = |ctx| unsafe {
             ffi::sdm_base_copy(
-                self.inner.desc.raw(),
-                self.inner.raw,
+                self.0.desc.raw(),
+                self.raw(),
                 from_block,
                 to_block,
                 nr_blocks,
@@ -342,7 +335,7 @@ impl BaseChannel {
     }
 
     async fn transfer(&self, kind: IoKind, buf: DmaBuf, offset_blocks: u64) -> Result<DmaBuf, i32> {
-        let block_bytes = self.inner.block_bytes;
+        let block_bytes = self.0.block_bytes;
         if !buf.len().is_multiple_of(block_bytes) {
             return Err(22);
         }

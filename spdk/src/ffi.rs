@@ -21,13 +21,24 @@ pub struct BdevInfo {
 }
 
 #[repr(C)]
+pub struct Way {
+    pub spdk_desc: *mut c_void,
+    pub channel: *mut c_void,
+    pub in_flight: *const InFlight,
+}
+
+#[repr(C)]
+pub struct Course {
+    pub way: *const Way,
+    pub offset_blocks: u64,
+}
+
+#[repr(C)]
 pub struct Passage {
     pub kinds: u32,
     pub version: *const AtomicU64,
     pub seen: u64,
-    pub spdk_desc: *mut c_void,
-    pub channel: *mut c_void,
-    pub in_flight: *const InFlight,
+    pub way: *const Way,
 }
 
 impl Passage {
@@ -36,9 +47,7 @@ impl Passage {
         kinds: 0,
         version: std::ptr::null(),
         seen: 0,
-        spdk_desc: std::ptr::null_mut(),
-        channel: std::ptr::null_mut(),
-        in_flight: std::ptr::null(),
+        way: std::ptr::null(),
     };
 }
 
@@ -47,6 +56,7 @@ pub struct VbdevOps {
     pub channel_create: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
     pub channel_destroy: Callback,
     pub passage: unsafe extern "C" fn(*mut c_void, *mut Passage),
+    pub plain: Option<unsafe extern "C" fn(*mut c_void, c_int, u64, u64) -> Course>,
     pub submit: unsafe extern "C" fn(*mut c_void, *mut c_void, c_int, u64, u64),
     pub forwarded: unsafe extern "C" fn(*mut c_void, *mut c_void, u64, bool),
     pub io_kinds: unsafe extern "C" fn(*mut c_void) -> u32,
@@ -168,16 +178,9 @@ unsafe extern "C" {
     pub fn sdm_vbdev_unregister(vbdev: *mut c_void, done: Done, ctx: *mut c_void);
     pub fn sdm_vbdev_destructed(vbdev: *mut c_void);
     pub fn sdm_vbdev_resize(vbdev: *mut c_void, nr_blocks: u64) -> c_int;
-    pub fn sdm_io_set_other(io: *mut c_void, desc: *mut c_void, channel: *mut c_void);
+    pub fn sdm_io_set_other(io: *mut c_void, way: *const Way);
     pub fn sdm_io_forward_other(io: *mut c_void, offset_blocks: u64, head_blocks: u64, ticket: u64);
-    pub fn sdm_io_forward(
-        io: *mut c_void,
-        spdk_desc: *mut c_void,
-        channel: *mut c_void,
-        offset_blocks: u64,
-        ticket: u64,
-        in_flight: *const InFlight,
-    );
+    pub fn sdm_io_forward(io: *mut c_void, way: *const Way, offset_blocks: u64, ticket: u64);
     pub fn sdm_io_complete_zeroes(io: *mut c_void);
     pub fn sdm_io_complete(io: *mut c_void, err: c_int);
     pub fn sdm_io_to_abort(io: *mut c_void) -> *mut c_void;

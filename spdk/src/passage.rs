@@ -14,14 +14,62 @@ use std::sync::atomic::AtomicU64;
 /// has twice that number as its ticket.
 pub type InFlight = [Cell<u64>; 2];
 
+/// The way to a base bdev for I/O that is counted while it is there.
+#[derive(Clone)]
+pub struct Way(Rc<WayInner>);
+
+struct WayInner {
+    raw: ffi::Way,
+    /// What `raw` points to.
+    base: BaseChannel,
+    _in_flight: Rc<InFlight>,
+}
+
+impl Way {
+    /// The way on which a channel leads, counted there.
+    pub fn new(base: BaseChannel, in_flight: Rc<InFlight>) -> Way {
+        let of_base = base.way();
+        Way(Rc::new(WayInner {
+            raw: ffi::Way {
+                spdk_desc: of_base.spdk_desc,
+                channel: of_base.channel,
+                in_flight: Rc::as_ptr(&in_flight),
+            },
+            base,
+            _in_flight: in_flight,
+        }))
+    }
+
+    /// The base bdev's channel.
+    pub fn base(&self) -> &BaseChannel {
+        &self.0.base
+    }
+
+    /// To a block offset there.
+    #[inline]
+    pub fn at(&self, offset_blocks: u64) -> Course {
+        Course(ffi::Course {
+            way: self.raw(),
+            offset_blocks,
+        })
+    }
+
+    /// At the same address as long as there is a clone.
+    #[inline]
+    pub(crate) fn raw(&self) -> &ffi::Way {
+        &self.0.raw
+    }
+}
+
+/// Where an I/O goes.
+pub struct Course(pub(crate) ffi::Course);
+
 /// Lets I/O pass.
 pub struct Passage {
     /// Kinds of I/O, as a set of [`crate::base::IoKind::bit`].
     pub kinds: u32,
-    /// Where it goes.
-    pub base: BaseChannel,
-    /// Where it is counted.
-    pub in_flight: Rc<InFlight>,
+    /// Where it goes, and is counted.
+    pub way: Way,
     /// The driver is asked again when this is no longer that value; None: never.
     pub as_long_as: Option<(Arc<AtomicU64>, u64)>,
 }
@@ -30,8 +78,8 @@ pub struct Passage {
 #[derive(Default)]
 pub(crate) struct Granted {
     now: RefCell<Option<Passage>>,
-    /// Base channels I/O may be under way on.
-    before: RefCell<Vec<(BaseChannel, Rc<InFlight>)>>,
+    /// Those I/O may be under way on.
+    before: RefCell<Vec<Way>>,
 }
 
 impl Granted {
@@ -49,18 +97,13 @@ impl Granted {
                     Some((_, seen)) => *seen,
                     None => 0,
                 },
-                spdk_desc: passage.base.spdk_desc(),
-                channel: passage.base.raw(),
-                in_flight: Rc::as_ptr(&passage.in_flight),
+                way: passage.way.raw(),
             },
         };
         if let Some(old) = self.now.replace(passage) {
             let mut before = self.before.borrow_mut();
-            let is_known = before.iter().any(|(base, in_flight)| {
-                base.raw() == old.base.raw() && Rc::ptr_eq(in_flight, &old.in_flight)
-            });
-            if !is_known {
-                before.push((old.base, old.in_flight));
+            if !before.iter().any(|way| Rc::ptr_eq(&way.0, &old.way.0)) {
+                before.push(old.way);
             }
         }
         raw

@@ -1,12 +1,11 @@
 //! Virtual bdevs: what a driver implements, and the I/O it is given.
 
-use crate::base::{BaseChannel, Descriptor, IoKind};
+use crate::base::{BaseChannel, IoKind};
 use crate::ffi;
-use crate::passage::{Granted, InFlight, Passage};
+use crate::passage::{Course, Granted, Passage, Way};
 use futures::channel::oneshot;
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
-use std::rc::Rc;
 
 /// An I/O somebody submitted to one of our bdevs. Answered exactly once: by being completed,
 /// forwarded, or, when dropped, with an error.
@@ -25,35 +24,27 @@ impl BdevIo {
     }
 
     /// Sends the I/O on to a base bdev at a block offset (a flush: to all of it).
-    /// [`Driver::forwarded`] is called with the ticket afterwards; not where the ticket is twice the number of
-    /// the epoch in `in_flight` still: then the I/O is only counted as back, and answered.
+    /// [`Driver::forwarded`] is called with the ticket afterwards.
     #[inline]
-    pub fn forward(
-        self,
-        channel: &BaseChannel,
-        offset_blocks: u64,
-        ticket: u64,
-        in_flight: Option<&Rc<InFlight>>,
-    ) {
-        // SAFETY: the I/O is ours and not answered; the driver keeps channel, descriptor and counters for
-        // as long as its own channel lives, which is as long as I/O is under way on it.
-        unsafe {
-            ffi::sdm_io_forward(
-                self.into_raw(),
-                channel.spdk_desc(),
-                channel.raw(),
-                offset_blocks,
-                ticket,
-                in_flight.map_or(std::ptr::null(), Rc::as_ptr),
-            );
-        }
+    pub fn forward(self, channel: &BaseChannel, offset_blocks: u64, ticket: u64) {
+        // SAFETY: the I/O is ours and not answered; the driver keeps the channel for as long as its own
+        // channel lives, which is as long as I/O is under way on it.
+        unsafe { ffi::sdm_io_forward(self.into_raw(), channel.way(), offset_blocks, ticket) };
+    }
+
+    /// The same, but [`Driver::forwarded`] is not called where the ticket is twice the number of the epoch that
+    /// the way counts in, still: then the I/O is only counted as back, and answered.
+    #[inline]
+    pub fn forward_counted(self, way: &Way, offset_blocks: u64, ticket: u64) {
+        // SAFETY: as above, of the way.
+        unsafe { ffi::sdm_io_forward(self.into_raw(), way.raw(), offset_blocks, ticket) };
     }
 
     /// Gives the I/O a second way to go, see [`BdevIo::forward_other`].
-    pub fn set_other(&self, channel: &BaseChannel, desc: &Descriptor) {
-        // SAFETY: the I/O is ours and not answered; the driver keeps channel and descriptor for as
-        // long as its own channel lives, which is as long as I/O is under way on it.
-        unsafe { ffi::sdm_io_set_other(self.0.as_ptr(), desc.raw(), channel.raw()) };
+    pub fn set_other(&self, channel: &BaseChannel) {
+        // SAFETY: the I/O is ours and not answered; the driver keeps the channel for as long as its own
+        // channel lives, which is as long as I/O is under way on it.
+        unsafe { ffi::sdm_io_set_other(self.0.as_ptr(), channel.way()) };
     }
 
     /// Like [`BdevIo::forward`], the way that [`BdevIo::set_other`] has given it: an I/O
@@ -110,6 +101,16 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Makes the running thread's channel; None: there is no memory.
     fn create_channel(&self) -> Option<Self::Channel>;
+
+    /// Whether to ask [`Driver::plain`].
+    const ASKS: bool = false;
+
+    /// Where a read or write goes of which nothing else is to be known: then it is sent there, counted and
+    /// answered as by [`BdevIo::forward_counted`], and not submitted. The driver keeps the way for as long as its
+    /// own channel lives, or I/O is under way on it.
+    fn plain(_channel: &Self::Channel, _kind: IoKind, _offset: u64, _nr: u64) -> Option<Course> {
+        None
+    }
 
     /// Takes an I/O.
     fn submit(
@@ -197,6 +198,10 @@ impl<D: Driver> Ops<D> {
         channel_create: Self::channel_create,
         channel_destroy: Self::channel_destroy,
         passage: Self::passage,
+        plain: match D::ASKS {
+            true => Some(Self::plain),
+            false => None,
+        },
         submit: Self::submit,
         forwarded: Self::forwarded,
         io_kinds: Self::io_kinds,
@@ -235,6 +240,27 @@ impl<D: Driver> Ops<D> {
     unsafe extern "C" fn channel_destroy(channel: *mut c_void) {
         // SAFETY: made by channel_create on this thread, destroyed once.
         drop(unsafe { Box::from_raw(channel.cast::<Channel<D>>()) });
+    }
+
+    unsafe extern "C" fn plain(
+        channel: *mut c_void,
+        kind: c_int,
+        offset_blocks: u64,
+        nr_blocks: u64,
+    ) -> ffi::Course {
+        // SAFETY: the channel lives while I/O is submitted to it.
+        let channel = unsafe { &*channel.cast::<Channel<D>>() };
+        let kind = match kind {
+            0 => IoKind::Read,
+            _ => IoKind::Write,
+        };
+        match D::plain(&channel.driver, kind, offset_blocks, nr_blocks) {
+            Some(course) => course.0,
+            None => ffi::Course {
+                way: std::ptr::null(),
+                offset_blocks: 0,
+            },
+        }
     }
 
     unsafe extern "C" fn submit(

@@ -92,6 +92,13 @@ impl Target for EraTarget {
         })
     }
 
+    /// A write to what is marked; reads are not asked for.
+    #[inline(always)]
+    fn plain(volume: &EraDev, (): &(), request: &Request) -> Option<(BaseId, u64)> {
+        let passes = request.kind == IoKind::Write && volume.is_marked(request);
+        passes.then_some((ORIGIN, request.offset_blocks))
+    }
+
     #[inline]
     fn map(volume: &Arc<EraDev>, (): &(), request: &Request) -> Map {
         let through = Map::Remap {

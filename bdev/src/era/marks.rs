@@ -68,13 +68,16 @@ impl Marks {
         })
     }
 
-    /// Publishes that blocks are marked: only after the commit that says so.
-    pub(crate) fn mark(&self, blocks: Range<u64>) {
+    /// Publishes that blocks are marked: only after the commit that says so. Returns how many were not before.
+    pub(crate) fn mark(&self, blocks: Range<u64>) -> u64 {
+        let mut nr_new = 0;
         for (word, mask) in words(blocks) {
             if let Some(word) = self.word(word) {
-                word.fetch_or(mask, Ordering::Release);
+                let before = word.fetch_or(mask, Ordering::Release);
+                nr_new += u64::from((mask & !before).count_ones());
             }
         }
+        nr_new
     }
 
     /// Makes room for a range of blocks only.
@@ -160,7 +163,8 @@ mod tests {
         marks.grow(2 * SEGMENT_BITS);
         let edge = SEGMENT_BITS;
         for range in [0..1, 5..64, 64..128, 63..65, edge - 3..edge + 70, 7..7] {
-            marks.mark(range.clone());
+            assert_eq!(marks.mark(range.clone()), range.end - range.start);
+            assert_eq!(marks.mark(range.clone()), 0);
             assert!(marks.are_marked(range.clone()));
             for block in 0..2 * SEGMENT_BITS {
                 assert_eq!(

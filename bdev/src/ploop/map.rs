@@ -215,18 +215,10 @@ impl PloopDev {
         let marks = self.to_back_up.load();
         marks.as_ref().is_some_and(|marks| marks.is_marked(cluster))
     }
-}
 
-/// The ploop target.
-pub struct PloopTarget;
-
-impl Target for PloopTarget {
-    type Volume = PloopDev;
-    type Local = ();
-
-    #[inline]
-    fn map(volume: &Arc<PloopDev>, (): &(), request: &Request) -> Map {
-        let state = volume.state();
+    #[inline(never)]
+    fn map_any(&self, request: &Request) -> Map {
+        let state = self.state();
         let top = BaseId((state & TOP) as u8);
         match request.kind {
             IoKind::Reset | IoKind::Discard => return Map::Defer,
@@ -244,18 +236,18 @@ impl Target for PloopTarget {
             IoKind::Read | IoKind::Write | IoKind::WriteZeroes => {}
         }
         let first = request.offset_blocks;
-        let cluster = volume.cluster(first);
-        let within = volume.within(first);
-        let left = volume.logical_per_cluster - within;
+        let cluster = self.cluster(first);
+        let within = self.within(first);
+        let left = self.logical_per_cluster - within;
         if left < request.nr_blocks {
             return Map::Split { nr_blocks: left };
         }
         let is_read = request.kind == IoKind::Read;
-        if !is_read && state & BACKUP != 0 && volume.is_to_be_backed_up(cluster) {
+        if !is_read && state & BACKUP != 0 && self.is_to_be_backed_up(cluster) {
             return Map::Defer;
         }
-        let is_whole = request.nr_blocks == volume.logical_per_cluster;
-        match volume.look(cluster) {
+        let is_whole = request.nr_blocks == self.logical_per_cluster;
+        match self.look(cluster) {
             None => Map::Defer,
             Some(Place::Hole) => match request.kind {
                 IoKind::Read => Map::Zeroes,
@@ -270,12 +262,61 @@ impl Target for PloopTarget {
                 }
                 let block = block + within;
                 if !is_read && state & (TRACKING | RECORDING) != 0 {
-                    volume.note_dirty(block, request.nr_blocks);
-                    volume.note_changed(cluster..cluster + 1);
+                    self.note_dirty(block, request.nr_blocks);
+                    self.note_changed(cluster..cluster + 1);
                 }
                 Map::Remap { base, block }
             }
         }
+    }
+}
+
+/// The ploop target.
+pub struct PloopTarget;
+
+impl Target for PloopTarget {
+    type Volume = PloopDev;
+    type Local = ();
+
+    #[inline(always)]
+    fn map(volume: &Arc<PloopDev>, (): &(), request: &Request) -> Map {
+        match Self::plain(volume, &(), request) {
+            Some((base, block)) => Map::Remap { base, block },
+            None => volume.map_any(request),
+        }
+    }
+
+    /// Within a cluster that is somewhere; a write, where writes go, and nothing is to be noted of it.
+    #[inline(always)]
+    fn plain(volume: &PloopDev, (): &(), request: &Request) -> Option<(BaseId, u64)> {
+        let state = volume.state();
+        let first = request.offset_blocks;
+        if volume.shift == u8::MAX || state & HELD != 0 {
+            return None;
+        }
+        let within = first & (volume.logical_per_cluster - 1);
+        if within + request.nr_blocks > volume.logical_per_cluster {
+            return None;
+        }
+        match volume.look(first >> volume.shift) {
+            Some(Place::At { base, block, .. }) => {
+                let goes = match request.kind {
+                    IoKind::Read => true,
+                    // What is noted of writes is noted by `map`.
+                    IoKind::Write => {
+                        u32::from(base.0) == state & (TOP | TRACKING | RECORDING | BACKUP)
+                    }
+                    _ => false,
+                };
+                goes.then_some((base, block + within))
+            }
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn is_far(volume: &PloopDev) -> bool {
+        volume.pages.is_far()
     }
 
     #[inline]

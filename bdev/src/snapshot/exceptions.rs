@@ -122,6 +122,12 @@ impl Exceptions {
         }
     }
 
+    /// Whether that memory is likely in no cache of the core's.
+    #[inline]
+    pub fn is_far(&self) -> bool {
+        self.pages.is_far()
+    }
+
     /// The memory that says where the chunk of a logical block is, where it is likely in no cache of the core's.
     #[inline]
     pub fn far_cell(&self, logical: u64) -> Option<&AtomicU64> {

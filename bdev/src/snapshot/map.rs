@@ -84,6 +84,24 @@ impl SnapDev {
     }
 
     #[inline]
+    fn plain(&self, request: &Request) -> Option<(BaseId, u64)> {
+        let exceptions = &*self.exceptions;
+        let first = request.offset_blocks;
+        let is_near = exceptions.left_in_chunk(first) >= request.nr_blocks;
+        if self.state() != State::Active || !is_near {
+            return None;
+        }
+        match (request.kind, exceptions.look(exceptions.chunk(first))) {
+            (IoKind::Read | IoKind::Write, Place::Cow(new_chunk)) => Some((
+                exceptions.base(),
+                exceptions.logical_on_cow(new_chunk, first),
+            )),
+            (IoKind::Read, Place::Origin) => Some((ORIGIN, first)),
+            _ => None,
+        }
+    }
+
+    #[inline]
     fn map(&self, request: &Request) -> Map {
         let state = self.state();
         match request.kind {
@@ -129,6 +147,8 @@ pub(super) struct View {
     pub held: bool,
     /// Chunks of the smallest size, of which every snapshot has a complete exception.
     pub copied: Arc<Marks>,
+    /// These are all there are.
+    pub all_copied: bool,
     /// log2 of logical blocks of such a chunk.
     pub shift: u32,
     /// The origin shows the content of this store, which is being merged into it.
@@ -144,7 +164,7 @@ impl View {
 
     #[inline]
     fn may_pass(&self, request: &Request) -> bool {
-        self.passes || {
+        self.passes || self.all_copied || {
             let chunks = self.chunks(request);
             match chunks.end - chunks.start {
                 1 => self.copied.is_marked(chunks.start),
@@ -175,6 +195,18 @@ pub struct SeenView {
 }
 
 impl SeenView {
+    #[inline]
+    fn plain(&self, dev: &OriginDev, request: &Request) -> Option<(BaseId, u64)> {
+        if dev.nr_views.load(Ordering::Acquire) != self.number.get() {
+            return None;
+        }
+        let view = self.view.borrow();
+        let view = view.as_ref()?;
+        let is_write = request.kind == IoKind::Write;
+        let passes = is_write && !view.held && view.merging.is_none() && view.may_pass(request);
+        passes.then_some((ORIGIN, request.offset_blocks))
+    }
+
     #[inline]
     fn map(&self, dev: &OriginDev, request: &Request) -> Map {
         let number = dev.nr_views.load(Ordering::Acquire);
@@ -213,7 +245,9 @@ impl OriginDev {
         let view = self.view();
         let passes = match view.held || view.merging.is_some() {
             true => |_| false,
-            false if view.passes => |kind| !matches!(kind, IoKind::Flush | IoKind::Reset),
+            false if view.passes || view.all_copied => {
+                |kind| !matches!(kind, IoKind::Flush | IoKind::Reset)
+            }
             false => |kind| kind == IoKind::Read,
         };
         Passage {
@@ -338,6 +372,24 @@ impl Target for SnapshotTarget {
         match volume {
             Volume::Origin(dev) => Some(dev.passage()),
             Volume::Snapshot(_) => None,
+        }
+    }
+
+    /// A write of an origin to what every snapshot has; what passes is not asked for. Within a chunk of a
+    /// snapshot, of which is known where it is.
+    #[inline(always)]
+    fn plain(volume: &Volume, seen: &SeenView, request: &Request) -> Option<(BaseId, u64)> {
+        match volume {
+            Volume::Origin(dev) => seen.plain(dev, request),
+            Volume::Snapshot(dev) => dev.plain(request),
+        }
+    }
+
+    #[inline]
+    fn is_far(volume: &Volume) -> bool {
+        match volume {
+            Volume::Origin(_) => false,
+            Volume::Snapshot(dev) => dev.exceptions.is_far(),
         }
     }
 

@@ -55,12 +55,7 @@ impl Origin {
             self.copy_before(blocks, true).await;
             // In the same breath as the last look: nobody can have come meanwhile.
             if let Some(dev) = self.origin_dev() {
-                let view = dev.view();
-                let chunks = view.chunks(&deferred.request);
-                if !view.passes {
-                    view.copied.ensure(chunks.clone());
-                    view.copied.mark(chunks);
-                }
+                self.publish_copied(dev, dev.view().chunks(&deferred.request));
             }
         }
         self.channels.retry(&deferred);

@@ -19,6 +19,7 @@ use futures::channel::mpsc;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -172,6 +173,8 @@ pub struct Origin {
     pub(super) reconfigure: Mutex<()>,
     pub(super) gate: Gate,
     pub(super) copies: Permits,
+    /// Chunks that are marked as copied in the origin's view.
+    nr_copied: Cell<u64>,
     pub(super) counters: Cell<SnapshotCounters>,
     pub(super) tasks: Rc<Tasks>,
     pub(super) next_id: Cell<u64>,
@@ -195,6 +198,7 @@ impl Origin {
             passes: true,
             held: false,
             copied: Arc::new(Marks::new(0)),
+            all_copied: false,
             shift: 0,
             merging: None,
         };
@@ -217,6 +221,7 @@ impl Origin {
             merge: RefCell::default(),
             reconfigure: Mutex::new(()),
             gate: Gate::default(),
+            nr_copied: Cell::default(),
             counters: Cell::default(),
             tasks: Rc::default(),
             next_id: Cell::new(1),
@@ -290,6 +295,9 @@ impl Origin {
         let keep = coming.is_none() && shift.is_none_or(|shift| shift == before.shift);
         let shift_now = shift.unwrap_or(before.shift);
         let merge = self.merge.borrow();
+        if !keep {
+            self.nr_copied.set(0);
+        }
         dev.publish(View {
             passes: shift.is_none(),
             held,
@@ -297,9 +305,28 @@ impl Origin {
                 true => before.copied.clone(),
                 false => Arc::new(Marks::new((dev.nr_logical() >> shift_now) + 1)),
             },
+            all_copied: keep && before.all_copied,
             shift: shift_now,
             merging: merge.as_ref().and_then(|merge| merge.shown()),
         });
+    }
+
+    /// Publishes that every snapshot has complete exceptions of these chunks of a view.
+    pub(super) fn publish_copied(&self, dev: &OriginDev, chunks: Range<u64>) {
+        let view = dev.view();
+        if view.passes || view.all_copied {
+            return;
+        }
+        view.copied.ensure(chunks.clone());
+        let nr_copied = self.nr_copied.get() + view.copied.mark(chunks);
+        self.nr_copied.set(nr_copied);
+        if nr_copied == dev.nr_logical().div_ceil(1 << view.shift) {
+            // From now on there is nothing to look at.
+            dev.publish(View {
+                all_copied: true,
+                ..View::clone(&view)
+            });
+        }
     }
 
     async fn serve(self: Rc<Self>, requests: mpsc::UnboundedReceiver<ToOwner<SnapshotTarget>>) {

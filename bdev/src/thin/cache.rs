@@ -115,10 +115,16 @@ impl PageTable {
         self.frames.cell(frame, block)
     }
 
+    /// Whether a look is likely to find its memory in no cache of the core's.
+    #[inline]
+    pub fn is_far(&self) -> bool {
+        self.frames.are_far.load(Ordering::Relaxed)
+    }
+
     /// The same, where it is likely in no cache of the core's.
     #[inline]
     pub fn far_cell(&self, block: u64) -> Option<&AtomicU64> {
-        match self.frames.are_far.load(Ordering::Relaxed) {
+        match self.is_far() {
             true => self.cell(block),
             false => None,
         }

@@ -168,7 +168,20 @@ impl ThinDev {
         self.origin_logical_blocks * self.pool.sectors_per_logical()
     }
 
-    #[inline]
+    #[inline(never)]
+    fn map_any(&self, request: &Request) -> Map {
+        let mode = self.pool.mode();
+        if mode == PoolMode::Fail && request.kind != IoKind::Reset {
+            return Map::Fail(Errno::EIO);
+        }
+        match request.kind {
+            IoKind::Read => self.map_read(request),
+            IoKind::Write => self.map_write(mode, request),
+            IoKind::Flush => self.map_flush(),
+            IoKind::Discard | IoKind::WriteZeroes | IoKind::Reset => Map::Defer,
+        }
+    }
+
     fn map_read(&self, request: &Request) -> Map {
         let (block, offset) = self.pool.split(request.offset_blocks);
         match self.pages.get(block) {
@@ -197,7 +210,6 @@ impl ThinDev {
         }
     }
 
-    #[inline]
     fn map_write(&self, mode: PoolMode, request: &Request) -> Map {
         let (block, offset) = self.pool.split(request.offset_blocks);
         match self.pages.get(block) {
@@ -226,11 +238,13 @@ impl ThinDev {
     }
 
     #[inline]
+    fn place(&self, data_block: u64, offset: u64) -> (BaseId, u64) {
+        (DATA, data_block * self.pool.logical_per_block + offset)
+    }
+
     fn remap(&self, data_block: u64, offset: u64) -> Map {
-        Map::Remap {
-            base: DATA,
-            block: data_block * self.pool.logical_per_block + offset,
-        }
+        let (base, block) = self.place(data_block, offset);
+        Map::Remap { base, block }
     }
 }
 
@@ -241,18 +255,37 @@ impl Target for Thin {
     type Volume = ThinDev;
     type Local = ();
 
-    #[inline]
+    #[inline(always)]
     fn map(volume: &Arc<ThinDev>, (): &(), request: &Request) -> Map {
-        let mode = volume.pool.mode();
-        if mode == PoolMode::Fail && request.kind != IoKind::Reset {
-            return Map::Fail(Errno::EIO);
+        match Self::plain(volume, &(), request) {
+            Some((base, block)) => Map::Remap { base, block },
+            None => volume.map_any(request),
         }
-        match request.kind {
-            IoKind::Read => volume.map_read(request),
-            IoKind::Write => volume.map_write(mode, request),
-            IoKind::Flush => volume.map_flush(),
-            IoKind::Discard | IoKind::WriteZeroes | IoKind::Reset => Map::Defer,
+    }
+
+    /// A mapped block, which a write shares with nobody.
+    #[inline(always)]
+    fn plain(volume: &ThinDev, (): &(), request: &Request) -> Option<(BaseId, u64)> {
+        let is_read = match request.kind {
+            IoKind::Read => true,
+            IoKind::Write => false,
+            _ => return None,
+        };
+        if volume.pool.mode() == PoolMode::Fail {
+            return None;
         }
+        let (block, offset) = volume.pool.split(request.offset_blocks);
+        match volume.pages.get(block) {
+            Entry::Mapped { data_block, time } if is_read || !volume.is_shared(time) => {
+                Some(volume.place(data_block, offset))
+            }
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn is_far(volume: &ThinDev) -> bool {
+        volume.pages.is_far()
     }
 
     #[inline]

@@ -8,7 +8,7 @@ use bdev::era::{Era, EraDev, EraTarget};
 use futures::channel::mpsc::UnboundedSender;
 use rpc::params::EraCreate;
 use spdk::base::{Descriptor, IoKind};
-use spdk::passage::Passage;
+use spdk::passage::{Course, Passage};
 use spdk::vbdev::{BdevIo, Destructed, Driver};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -60,6 +60,13 @@ impl Driver for EraDriver {
             dev: OnCore::new(self.dev.clone()),
             target: EraChannel::new(SpdkHost::new(&origin)?, self.owner.clone())?,
         })
+    }
+
+    const ASKS: bool = true;
+
+    #[inline(always)]
+    fn plain(channel: &EraBdevChannel, kind: IoKind, offset: u64, nr: u64) -> Option<Course> {
+        channel.target.plain(&channel.dev, kind, offset, nr)
     }
 
     #[inline]
