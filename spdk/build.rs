@@ -31,7 +31,9 @@ fn main() {
     build.includes(&includes).opt_level(2).warnings(true);
     build.force_frame_pointer(false);
     build.flag("-Wno-unused-parameter").flag("-D_GNU_SOURCE");
-    for file in ["runtime", "base", "vbdev", "part", "module", "rpc"] {
+    for file in [
+        "runtime", "base", "vbdev", "forward", "part", "module", "rpc",
+    ] {
         build.file(format!("shim/{file}.c"));
     }
     if app {
