@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What is measured: bdevs and how they come about, as JSON configurations."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def null(mib=2 * LARGE_MIB):
 
 def malloc(name='data', mib=MEMORY_MIB):
     return method('bdev_malloc_create', name=name, num_blocks=mib * 2048, block_size=512)
+
+
+def malloc_mib(methods: list) -> int:
+    """What the malloc bdevs of a configuration take of memory."""
+    all_bytes = [it['params']['num_blocks'] * it['params']['block_size'] for it in methods
+                 if it['method'] == 'bdev_malloc_create']
+    return sum(all_bytes) >> 20
 
 
 def mapped_metadata(folder: Path, mib: int) -> Path:
@@ -71,10 +79,16 @@ def thin_empty(zeroing: bool):
             method('thin_create', pool='pool', id=1, bdev_name='x', size_mib=MEMORY_MIB)], 'x'
 
 
+def lvol_size(mib: int) -> dict:
+    """Older versions know bytes only, newer ones MiB only."""
+    is_old = os.environ['SPDK_DM_VERSION'].startswith(('20.', '21.', '22.'))
+    return {'size': mib << 20} if is_old else {'size_in_mib': mib}
+
+
 def lvol(thin: bool, mib=MEMORY_MIB * 7 // 8, base_mib=MEMORY_MIB):
     return [malloc(mib=base_mib), method('bdev_lvol_create_lvstore', bdev_name='data', lvs_name='lvs',
                              cluster_sz=CLUSTER_BYTES),
-            method('bdev_lvol_create', lvol_name='x', size=mib << 20, lvs_name='lvs',
+            method('bdev_lvol_create', lvol_name='x', **lvol_size(mib), lvs_name='lvs',
                    thin_provision=thin)], 'lvs/x'
 
 

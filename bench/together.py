@@ -61,7 +61,8 @@ class Perf:
         found = re.findall(r'Total\s*:\s*(\d+\.\d+)', self._log.read_text(errors='replace'))
         if not found:
             raise self._failed('failed')
-        return float(found[-1])
+        # When it is ended it prints figures once more, some versions of nothing.
+        return float(found[0])
 
 
 def rates_together(perfs: list) -> list:

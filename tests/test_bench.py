@@ -69,6 +69,15 @@ def test_rows_are_measured(tmp_path, only):
         assert (figure['rate'] if isinstance(figure, dict) else figure) > 0
 
 
+def test_two_are_measured_at_the_same_time(tmp_path):
+    """Each pair is of rates of one moment."""
+    found = run(tmp_path, 'run', '--together', '--only', 'nothing mapped', '--seconds', '1', '--repetitions', '2')
+    (row,) = found['rows']
+    (pairs,) = row['together'].values()
+    assert len(pairs) == 2 and all(rate > 0 for pair in pairs for rate in pair)
+    assert [other / base for base, other in pairs] == row['ratios']['thin on null, nothing mapped']
+
+
 @pytest.mark.parametrize('only', ['full backup at', 'replica at', 'migration at'])
 def test_load_goes_on_beside_other_work(tmp_path, only):
     (found,) = run(tmp_path, 'foreground', '--only', only, '--size-mib', '32', '--repetitions', '1',
