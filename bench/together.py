@@ -15,6 +15,19 @@ from harness import RpcClient, RpcError
 START_LIMIT = 60
 
 
+def has_bdev(process: subprocess.Popen, rpc: RpcClient, bdev: str) -> bool:
+    """Waits until a program has a bdev; false when it has ended or takes too long."""
+    deadline = time.monotonic() + START_LIMIT
+    while True:
+        try:
+            rpc.call('bdev_get_bdevs', name=bdev)
+            return True
+        except (OSError, RpcError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+
+
 class Perf:
     """A bdevperf that waits for its test to be asked for (its option -z)."""
 
@@ -38,15 +51,8 @@ class Perf:
         return SystemExit(f'bdevperf {what}:\n{self._log.read_text(errors="replace")[-2000:]}')
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_LIMIT
-        while True:
-            try:
-                self._rpc.call('bdev_get_bdevs', name=self._bdev)
-                return
-            except (OSError, RpcError):
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise self._failed('does not start') from None
-                time.sleep(0.05)
+        if not has_bdev(self._process, self._rpc, self._bdev):
+            raise self._failed('does not start')
 
     def test(self) -> None:
         self._rpc.call('perform_tests')
