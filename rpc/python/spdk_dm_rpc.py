@@ -31,7 +31,7 @@ def spdk_rpc_plugin_initialize(subparsers):
     p.add_argument('--features', dest='features', help='Of skip_block_zeroing, ignore_discard, no_discard_passdown, read_only, error_if_no_space', type=_words, metavar='WORD,WORD...')
     p.add_argument('--no-space-timeout-s', dest='no_space_timeout_s', help='How long writes wait for data space in seconds, as the kernel\'s module parameter says (default 60; 0: for ever)', type=int)
     p.add_argument('--metadata-cache-mib', dest='metadata_cache_mib', help='Limit of the metadata cache in MiB (default 64)', type=int)
-    p.add_argument('--mapping-cache-mib', dest='mapping_cache_mib', help='Limit of the mapping cache in MiB, 8 bytes per mapping (default 256)', type=int)
+    p.add_argument('--mapping-cache-mib', dest='mapping_cache_mib', help='Limit of the mapping cache in MiB, 8 bytes per mapping; what was written in order takes hardly any (default 256)', type=int)
     p.add_argument('--wait', dest='wait', help='If a base bdev is not there yet, open the pool when it appears', action='store_true')
     p.set_defaults(func=lambda args: _call(args, 'thin_pool_create', ['name', 'metadata_bdev', 'data_bdev', 'data_block_size_sectors', 'low_water_mark_blocks', 'features', 'no_space_timeout_s', 'metadata_cache_mib', 'mapping_cache_mib', 'wait']))
 

@@ -164,7 +164,7 @@ const OWN: &[Method] = &[
             optional(
                 "mapping_cache_mib",
                 Kind::Unsigned,
-                "Limit of the mapping cache in MiB, 8 bytes per mapping (default 256)",
+                "Limit of the mapping cache in MiB, 8 bytes per mapping; what was written in order takes hardly any (default 256)",
             ),
             optional(
                 "wait",

@@ -49,6 +49,7 @@ struct Task {
 
 /// The world's clock, dice and tasks.
 pub struct Executor {
+    seed: u64,
     random: RefCell<StdRng>,
     ready: Ready,
     tasks: RefCell<FxHashMap<u64, Task>>,
@@ -66,6 +67,7 @@ impl Executor {
     /// A world from a seed.
     pub fn new(seed: u64) -> Rc<Self> {
         Rc::new(Executor {
+            seed,
             random: RefCell::new(StdRng::seed_from_u64(seed)),
             ready: Ready::default(),
             tasks: RefCell::default(),
@@ -75,6 +77,12 @@ impl Executor {
             tally: RefCell::default(),
             tracing: Cell::new(false),
         })
+    }
+
+    /// Whether this is one of the seeds, every nth, where something is done. No dice are cast for it: the other seeds go as
+    /// they would without.
+    pub fn is_seed_of(&self, n: u64) -> bool {
+        self.seed % n == n - 1
     }
 
     /// A number below `end`.

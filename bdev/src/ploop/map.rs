@@ -167,8 +167,7 @@ impl PloopDev {
     /// What is known of a cluster without a look at the disk.
     #[inline]
     pub(super) fn look(&self, cluster: u64) -> Option<Place> {
-        let cell = self.pages.cell(slot(cluster))?;
-        Place::decode(cell.load(Ordering::Acquire))
+        Place::decode(self.pages.value(slot(cluster))?)
     }
 
     /// Publishes where a cluster is; none: ask the owner.

@@ -99,17 +99,10 @@ impl Ploop {
                     _ => place.encode(),
                 })
                 .collect();
-            if !self.dev_has_page(table_page) {
-                self.cache.publish(&self.dev, table_page, frame, &cells);
-            }
+            self.cache.publish(&self.dev, table_page, frame, &cells);
         }
         let at = (cluster + HEADER_SLOTS) % PAGE_BLOCKS as u64;
         places.get(at as usize).copied().ok_or(Errno::EIO)
-    }
-
-    fn dev_has_page(&self, table_page: u64) -> bool {
-        use crate::thin::cache::Paged;
-        self.dev.pages().is_cached(table_page)
     }
 
     /// Reads a page of places from all deltas. The top delta's page is locked.

@@ -111,11 +111,7 @@ impl Exceptions {
     pub fn look(&self, chunk: u64) -> Place {
         match self.marks.is_marked(chunk) {
             false => Place::Origin,
-            true => match self
-                .pages
-                .cell(chunk)
-                .map(|cell| cell.load(Ordering::Acquire))
-            {
+            true => match self.pages.value(chunk) {
                 None | Some(UNMAPPED) => Place::Unknown,
                 Some(new_chunk) => Place::Cow(new_chunk),
             },

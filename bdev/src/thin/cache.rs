@@ -2,21 +2,21 @@
 //!
 //! A pool has one slab of *frames*, each holding the mappings of [`PAGE_BLOCKS`] consecutive virtual
 //! blocks of some device in their on-disk form (thin.md 2), and each active device has a page table
-//! that names a frame per page. Only the owner writes. A reader takes two loads and no lock. A frame
-//! is given to another page only after every channel has passed a quiescent point, so a reader that
-//! found its number before can still read it.
+//! that names a frame per page, or has what stands for one ([`super::pages`]). A frame is given to another
+//! page only after every channel has passed a quiescent point, so a reader that found its number before can
+//! still read it.
 
 use super::map::ThinDev;
+pub(crate) use super::pages::held;
+pub use super::pages::{Entry, PAGE_BLOCKS, PageTable, UNMAPPED, pack};
+use super::pages::{Frames, Page, TIME_BITS};
 use crate::owner::Channels;
 use crate::runtime::Runtime;
 use bytemuck::allocation::try_zeroed_slice_box;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-
-/// Virtual blocks per page.
-pub const PAGE_BLOCKS: usize = 512;
 
 /// Bytes of a frame.
 const FRAME_BYTES: usize = PAGE_BLOCKS * 8;
@@ -24,168 +24,8 @@ const FRAME_BYTES: usize = PAGE_BLOCKS * 8;
 /// Fewest frames a cache works with: enough for tasks to make progress beside each other.
 const MIN_FRAMES: usize = 64;
 
-/// A cached "nothing is mapped here". Cannot be a mapping: its data block would be 2^40 - 1.
-pub const UNMAPPED: u64 = u64::MAX;
-
-pub(super) const TIME_BITS: u32 = 24;
-
-/// In a published mapping: writes come to the owner, reads go on. No mapping has this bit: a pool of 2^39
-/// data blocks has space maps beyond the largest metadata device.
-const HELD: u64 = 1 << 63;
-
-/// Packs a mapping as on disk: data block in the top 40 bits, time in the low 24.
-pub fn pack(data_block: u64, time: u32) -> u64 {
-    data_block << TIME_BITS | u64::from(time)
-}
-
-/// A value as it is published while writes to its block have to come to the owner.
-pub(crate) fn held(value: u64) -> u64 {
-    match value {
-        UNMAPPED => UNMAPPED,
-        value => value | HELD,
-    }
-}
-
-/// What the cache knows of a virtual block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
-    /// Ask the owner.
-    NotCached,
-    /// A hole.
-    Unmapped,
-    /// Mapped, and the owner is at work on it: writes wait there.
-    Held {
-        /// Block of the data device.
-        data_block: u64,
-    },
-    /// Mapped.
-    Mapped {
-        /// Block of the data device.
-        data_block: u64,
-        /// The pool's snapshot counter when it was mapped.
-        time: u32,
-    },
-}
-
-/// The slab of frames.
-pub struct Frames {
-    cells: Box<[AtomicU64]>,
-    /// So many are in use that a core's own caches do not hold them.
-    are_far: AtomicBool,
-}
-
-impl Frames {
-    #[inline]
-    fn cell(&self, frame: u32, block: u64) -> Option<&AtomicU64> {
-        self.cells
-            .get(frame as usize * PAGE_BLOCKS + block as usize % PAGE_BLOCKS)
-    }
-}
-
-/// Which frame holds which page of a device; 0 = none, else frame number + 1.
-pub struct PageTable {
-    pages: Box<[AtomicU32]>,
-    frames: Arc<Frames>,
-}
-
-impl PageTable {
-    /// What is known of a virtual block.
-    #[inline]
-    pub fn get(&self, block: u64) -> Entry {
-        match self.cell(block) {
-            None => Entry::NotCached,
-            Some(cell) => match cell.load(Ordering::Acquire) {
-                UNMAPPED => Entry::Unmapped,
-                value if value & HELD != 0 => Entry::Held {
-                    data_block: (value & !HELD) >> TIME_BITS,
-                },
-                value => Entry::Mapped {
-                    data_block: value >> TIME_BITS,
-                    time: (value & ((1 << TIME_BITS) - 1)) as u32,
-                },
-            },
-        }
-    }
-
-    /// The memory [`PageTable::get`] reads for a block.
-    #[inline]
-    pub fn cell(&self, block: u64) -> Option<&AtomicU64> {
-        let page = self.pages.get(block as usize / PAGE_BLOCKS)?;
-        let frame = page.load(Ordering::Acquire).checked_sub(1)?;
-        self.frames.cell(frame, block)
-    }
-
-    /// Whether a look is likely to find its memory in no cache of the core's.
-    #[inline]
-    pub fn is_far(&self) -> bool {
-        self.frames.are_far.load(Ordering::Relaxed)
-    }
-
-    /// The same, where it is likely in no cache of the core's.
-    #[inline]
-    pub fn far_cell(&self, block: u64) -> Option<&AtomicU64> {
-        match self.is_far() {
-            true => self.cell(block),
-            false => None,
-        }
-    }
-
-    fn page(&self, page: u64) -> Option<&AtomicU32> {
-        self.pages.get(page as usize)
-    }
-
-    fn nr_pages(&self) -> u64 {
-        self.pages.len() as u64
-    }
-
-    fn frame_of(&self, page: u64) -> Option<u32> {
-        match self.page(page)?.load(Ordering::Relaxed) {
-            0 => None,
-            frame => Some(frame - 1),
-        }
-    }
-
-    /// Publishes a value for a block whose page is cached; otherwise there is nothing to do.
-    pub(crate) fn set(&self, block: u64, value: u64) {
-        if let Some(frame) = self.frame_of(block / PAGE_BLOCKS as u64)
-            && let Some(cell) = self.frames.cell(frame, block)
-        {
-            cell.store(value, Ordering::Release);
-        }
-    }
-
-    /// Publishes "unmapped" for a range of blocks.
-    pub(crate) fn unmap(&self, begin: u64, end: u64) {
-        let mut block = begin;
-        while block < end {
-            let page = block / PAGE_BLOCKS as u64;
-            let page_end = ((page + 1) * PAGE_BLOCKS as u64).min(end);
-            if self.frame_of(page).is_some() {
-                (block..page_end).for_each(|block| self.set(block, UNMAPPED));
-            }
-            block = page_end;
-        }
-    }
-
-    /// Has writes to mapped blocks of a range come to the owner, or lets them pass again. What is published
-    /// later has to be held by who publishes it ([`held`]).
-    pub(crate) fn hold(&self, begin: u64, end: u64, hold: bool) {
-        for block in begin..end {
-            let Some(cell) = self.cell(block) else {
-                continue;
-            };
-            match cell.load(Ordering::Relaxed) {
-                UNMAPPED => {}
-                value if hold => cell.store(value | HELD, Ordering::SeqCst),
-                value => cell.store(value & !HELD, Ordering::SeqCst),
-            }
-        }
-    }
-
-    pub(crate) fn is_cached(&self, page: u64) -> bool {
-        self.frame_of(page).is_some()
-    }
-}
+/// First writes that come in order are done in an order that is off by not more than this.
+const DISORDER_BLOCKS: u64 = 64;
 
 /// Counters for status and metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -196,29 +36,36 @@ pub struct MappingCacheStats {
     pub limit_bytes: u64,
     /// Pages read from the metadata.
     pub loads: u64,
-    /// Pages dropped to make room.
+    /// Frames taken from what was cached to make room.
     pub evictions: u64,
 }
 
 /// A frame taken from the cache and not yet published; goes back when dropped.
 pub struct FreeFrame<'a> {
     free: &'a RefCell<Vec<u32>>,
-    frame: u32,
+    frame: Option<u32>,
 }
 
 impl Drop for FreeFrame<'_> {
     fn drop(&mut self) {
-        self.free.borrow_mut().push(self.frame);
+        self.free.borrow_mut().extend(self.frame.take());
     }
 }
 
 /// What has a page table in a cache.
 pub trait Paged {
+    /// From the value of a block to that of the next where they follow each other. None: every page has a frame,
+    /// because what was forgotten is not to be had again soon.
+    const STEP: Option<u64> = None;
+
     /// Its page table.
     fn pages(&self) -> &PageTable;
 }
 
 impl Paged for ThinDev {
+    /// The next data block, of the same time.
+    const STEP: Option<u64> = Some(1 << TIME_BITS);
+
     fn pages(&self) -> &PageTable {
         &self.pages
     }
@@ -228,13 +75,15 @@ impl Paged for ThinDev {
 pub struct MappingCache<D: Paged = ThinDev> {
     frames: Arc<Frames>,
     free: RefCell<Vec<u32>>,
+    /// Frames that pages no longer need, which a core may still be reading.
+    replaced: RefCell<Vec<u32>>,
     /// Frames from this number on were never in use.
     nr_touched: Cell<usize>,
-    /// Published pages, in the order they were loaded.
+    /// Pages with a frame, by their first blocks, in the order they got it; some have lost it.
     used: RefCell<VecDeque<(Weak<D>, u64)>>,
     nr_frames: usize,
-    /// So many frames in use stay in a core's own caches.
-    nr_near: usize,
+    /// So many bytes stay in a core's own caches.
+    near_bytes: usize,
     loads: Cell<u64>,
     evictions: Cell<u64>,
 }
@@ -255,10 +104,11 @@ impl<D: Paged> MappingCache<D> {
                 are_far: AtomicBool::new(false),
             }),
             free: RefCell::default(),
+            replaced: RefCell::default(),
             nr_touched: Cell::new(0),
             used: RefCell::new(VecDeque::new()),
             nr_frames,
-            nr_near: runtime.near_bytes() / FRAME_BYTES,
+            near_bytes: runtime.near_bytes(),
             loads: Cell::new(0),
             evictions: Cell::new(0),
         })
@@ -267,37 +117,39 @@ impl<D: Paged> MappingCache<D> {
     /// An empty page table for a device of `nr_blocks` data blocks. None where there is not the
     /// memory for it.
     pub fn page_table(&self, nr_blocks: u64) -> Option<PageTable> {
-        let nr_pages = usize::try_from(nr_blocks.div_ceil(PAGE_BLOCKS as u64)).ok()?;
-        Some(PageTable {
-            pages: try_zeroed_slice_box(nr_pages).ok()?,
-            frames: self.frames.clone(),
-        })
+        let step = D::STEP.unwrap_or(0);
+        PageTable::new(nr_blocks, self.frames.clone(), step, self.near_bytes)
     }
 
     /// Counters.
     pub fn stats(&self) -> MappingCacheStats {
-        let used = self.nr_touched.get() - self.free.borrow().len();
         MappingCacheStats {
-            used_bytes: (used * FRAME_BYTES) as u64,
+            used_bytes: (self.nr_used() * FRAME_BYTES) as u64,
             limit_bytes: (self.nr_frames * FRAME_BYTES) as u64,
             loads: self.loads.get(),
             evictions: self.evictions.get(),
         }
     }
 
+    fn nr_used(&self) -> usize {
+        self.nr_touched.get() - self.free.borrow().len()
+    }
+
     /// Takes a frame, dropping the oldest pages when there is none. None only while other tasks
     /// hold them all: then try again later.
     pub async fn take_frame(&self, channels: &Channels) -> Option<FreeFrame<'_>> {
-        if let Some(frame) = self.pop() {
-            return Some(FreeFrame {
-                free: &self.free,
-                frame,
-            });
+        if let Some(frame) = self.free_frame() {
+            return Some(frame);
         }
         self.evict(self.nr_frames / 16 + 1, channels).await;
-        self.pop().map(|frame| FreeFrame {
+        self.free_frame()
+    }
+
+    fn free_frame(&self) -> Option<FreeFrame<'_>> {
+        let frame = self.pop()?;
+        Some(FreeFrame {
             free: &self.free,
-            frame,
+            frame: Some(frame),
         })
     }
 
@@ -308,21 +160,36 @@ impl<D: Paged> MappingCache<D> {
             let touched = self.nr_touched.get();
             (touched < self.nr_frames).then(|| {
                 self.nr_touched.set(touched + 1);
-                let are_far = touched >= self.nr_near;
-                self.frames.are_far.store(are_far, Ordering::Relaxed);
                 touched as u32
             })
         })
     }
 
-    async fn evict(&self, nr_pages: usize, channels: &Channels) {
-        let mut dropped = Vec::with_capacity(nr_pages);
+    fn note_how_far(&self) {
+        let are_far = self.nr_used() * FRAME_BYTES > self.near_bytes;
+        if self.frames.are_far.load(Ordering::Relaxed) != are_far {
+            self.frames.are_far.store(are_far, Ordering::Relaxed);
+        }
+    }
+
+    async fn evict(&self, nr_frames: usize, channels: &Channels) {
+        let mut dropped = self.replaced.take();
         {
             let mut used = self.used.borrow_mut();
-            while dropped.len() < nr_pages
-                && let Some((dev, page)) = used.pop_front()
+            let has_frame = |(dev, block): &(Weak<D>, u64)| {
+                let dev = dev.upgrade();
+                dev.is_some_and(|dev| matches!(dev.pages().page(*block), Page::Frame(_)))
+            };
+            if used.len() > 2 * self.nr_frames {
+                used.retain(has_frame);
+            }
+            while dropped.len() < nr_frames
+                && let Some(oldest) = used.pop_front()
             {
-                dropped.extend(dev.upgrade().and_then(|dev| unpublish(dev.pages(), page)));
+                if has_frame(&oldest) {
+                    let (dev, block) = oldest;
+                    dropped.extend(dev.upgrade().and_then(|dev| unpublish(dev.pages(), block)));
+                }
             }
         }
         self.retire(dropped, channels).await;
@@ -337,32 +204,93 @@ impl<D: Paged> MappingCache<D> {
         self.evictions
             .set(self.evictions.get() + frames.len() as u64);
         self.free.borrow_mut().extend(frames);
+        self.note_how_far();
     }
 
-    /// Fills a frame with a page's values and publishes it. The caller holds the metadata, so that
-    /// no mapping changes between reading the values and this.
-    pub fn publish(&self, dev: &Arc<D>, page: u64, frame: FreeFrame<'_>, values: &[u64]) {
-        let Some(slot) = dev.pages().page(page) else {
+    /// Publishes a page's values, in a frame where it takes one; nothing where the page is cached. The caller
+    /// holds the metadata, so that no mapping changes between reading the values and this.
+    pub fn publish(&self, dev: &Arc<D>, page: u64, mut frame: FreeFrame<'_>, values: &[u64]) {
+        let pages = dev.pages();
+        let blocks = pages.blocks_of_page(page * PAGE_BLOCKS as u64);
+        let nr_blocks = blocks.end.saturating_sub(blocks.start) as usize;
+        let values = values.get(..nr_blocks).unwrap_or(values);
+        if values.is_empty() || pages.is_cached(blocks.start) {
             return;
-        };
-        let first = page * PAGE_BLOCKS as u64;
-        for (block, value) in (first..).zip(values.iter().take(PAGE_BLOCKS)) {
-            if let Some(cell) = self.frames.cell(frame.frame, block) {
+        }
+        self.loads.set(self.loads.get() + 1);
+        if let Some(page) = D::STEP.and_then(|step| Page::without_frame(values, step)) {
+            pages.set_page(blocks.start, page);
+        } else if let Some(frame) = frame.frame.take() {
+            self.fill(dev, blocks.start, frame, values);
+        }
+    }
+
+    /// Shows a page with these values in a frame.
+    fn fill(&self, dev: &Arc<D>, first: u64, frame: u32, values: &[u64]) {
+        for (block, value) in (first..).zip(values) {
+            if let Some(cell) = self.frames.cell(frame, block) {
                 cell.store(*value, Ordering::Relaxed);
             }
         }
-        slot.store(frame.frame + 1, Ordering::Release);
-        std::mem::forget(frame);
+        self.note_how_far();
+        dev.pages().set_page(first, Page::Frame(frame));
         self.used
             .borrow_mut()
-            .push_back((Arc::downgrade(dev), page));
-        self.loads.set(self.loads.get() + 1);
+            .push_back((Arc::downgrade(dev), first));
+    }
+
+    /// Publishes a value for a block whose page is cached; otherwise there is nothing to do.
+    pub fn set(&self, dev: &Arc<D>, block: u64, value: u64) {
+        let pages = dev.pages();
+        let blocks = pages.blocks_of_page(block);
+        if let Page::Hole | Page::Run(_) = pages.page(block)
+            && pages.value(block) != Some(value)
+            && let Some(frame) = self.pop()
+        {
+            let mut values = [UNMAPPED; PAGE_BLOCKS];
+            for (value, block) in values.iter_mut().zip(blocks.clone()) {
+                *value = pages.value(block).unwrap_or(UNMAPPED);
+            }
+            self.fill(dev, blocks.start, frame, &values);
+        }
+        pages.set(block, value);
+        // Of what is written in order, a page is complete with its last block or soon after.
+        if block + 1 == blocks.end {
+            self.shrink(dev, blocks);
+        } else if block == blocks.start + DISORDER_BLOCKS
+            && let Some(before) = blocks.start.checked_sub(1)
+        {
+            self.shrink(dev, pages.blocks_of_page(before));
+        }
+    }
+
+    /// Takes the frame from a page that can do without.
+    fn shrink(&self, dev: &Arc<D>, blocks: std::ops::Range<u64>) {
+        let pages = dev.pages();
+        let (Some(step), Page::Frame(frame)) = (D::STEP, pages.page(blocks.start)) else {
+            return;
+        };
+        // By its ends a page is known that cannot do without.
+        let value = |block| pages.value(block).unwrap_or(UNMAPPED);
+        let nr_steps = blocks.end - 1 - blocks.start;
+        let expected = value(blocks.start).checked_add(step * nr_steps);
+        if expected != Some(value(blocks.end - 1)) {
+            return;
+        }
+        let first = blocks.start;
+        let values: Vec<u64> = blocks.filter_map(|block| pages.value(block)).collect();
+        if let Some(page) = Page::without_frame(&values, step) {
+            pages.set_page(first, page);
+            self.replaced.borrow_mut().push(frame);
+        }
     }
 
     /// Forgets everything about a device: it is being closed, or a transaction was aborted.
     pub async fn forget(&self, dev: &Arc<D>, channels: &Channels) {
-        let frames = (0..dev.pages().nr_pages())
-            .filter_map(|page| unpublish(dev.pages(), page))
+        let pages = dev.pages();
+        let frames = (0..pages.nr_blocks())
+            .step_by(PAGE_BLOCKS)
+            .filter_map(|block| unpublish(pages, block))
             .collect();
         let gone = Arc::downgrade(dev);
         self.used
@@ -372,10 +300,15 @@ impl<D: Paged> MappingCache<D> {
     }
 }
 
-fn unpublish(pages: &PageTable, page: u64) -> Option<u32> {
-    match pages.page(page)?.swap(0, Ordering::SeqCst) {
-        0 => None,
-        frame => Some(frame - 1),
+/// Forgets the page of a block. Returns the frame it had.
+fn unpublish(pages: &PageTable, block: u64) -> Option<u32> {
+    // What is in no use is not touched: a table is as large as its device.
+    if !pages.is_cached(block) {
+        return None;
+    }
+    match pages.set_page(block, Page::NotCached) {
+        Page::Frame(frame) => Some(frame),
+        _ => None,
     }
 }
 

@@ -10,11 +10,12 @@
 //! less, first writes to the whole device wait until the rest is merged: at that moment the origin holds
 //! everything.
 
-use super::cache::{PAGE_BLOCKS, TIME_BITS, UNMAPPED, held};
+use super::cache::{PAGE_BLOCKS, UNMAPPED, held};
 use super::error::PoolError;
 use super::events::PoolEvent;
 use super::map::ThinDev;
 use super::metadata::{ThinError, ThinMetadata};
+use super::pages::TIME_BITS;
 use super::pool::Pool;
 use crate::device::{DataDeviceRef, SECTOR_BYTES, copy};
 use crate::errno::Errno;

@@ -1,10 +1,11 @@
 //! Whether a thin device can be merged into its external origin: all it has must have a place there, and
 //! nobody else may show it.
 
-use super::cache::{PAGE_BLOCKS, TIME_BITS, UNMAPPED};
+use super::cache::{PAGE_BLOCKS, UNMAPPED};
 use super::error::PoolError;
 use super::map::ThinDev;
 use super::metadata::{ThinError, ThinMetadata};
+use super::pages::TIME_BITS;
 use super::pool::Pool;
 use crate::device::DataDevice;
 use crate::runtime::yield_now;

@@ -8,6 +8,8 @@
 //! - `control`, `deletion`, `grow`: what RPCs and messages ask for, and growth. [`events`]: what watchers are told. [`status`]: what they are told.
 
 pub mod cache;
+#[cfg(test)]
+mod cache_model;
 mod commit;
 mod control;
 mod deletion;
@@ -18,6 +20,7 @@ mod grow;
 pub mod map;
 mod mergeable;
 pub mod metadata;
+mod pages;
 pub mod pool;
 mod provision;
 mod ranges;

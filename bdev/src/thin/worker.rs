@@ -124,7 +124,7 @@ impl Pool {
             self.channels.quiesce().await;
         };
         let mut metadata = self.metadata.lock().await;
-        if dev.pages.is_cached(page) {
+        if dev.pages.is_cached(block) {
             return Ok(dev.pages.get(block));
         }
         let mut values = [UNMAPPED; PAGE_BLOCKS];
@@ -275,7 +275,7 @@ impl Pool {
             return Err(NotWritable::Failed(Errno::EIO));
         }
         self.set_dirty(dev);
-        dev.pages.set(block, pack(new, metadata.time()));
+        self.cache.set(dev, block, pack(new, metadata.time()));
         self.count(|counters| match old {
             Some(_) => counters.shares_broken += 1,
             None => counters.provisioned += 1,

@@ -33,6 +33,11 @@ struct Place {
 impl Client {
     /// Works until the world stops.
     pub async fn run(self) {
+        if self.world.executor.is_seed_of(8)
+            && let Some((volume, dev)) = self.pick()
+        {
+            self.fill(&volume, &dev).await;
+        }
         while !self.world.stopping.get() {
             let Some((volume, dev)) = self.pick() else {
                 self.world.executor.delay().await;
@@ -161,8 +166,26 @@ impl Client {
         let _ = self.watched(volume).read(first, since, io).await;
     }
 
+    /// Writes to all of a device, from its beginning to its end.
+    async fn fill(&self, volume: &Volume, dev: &Arc<ThinDev>) {
+        volume.in_flight.set(volume.in_flight.get() + 1);
+        self.world.executor.count("devices filled");
+        for hot in 0..HOT_BLOCKS {
+            let place = Place {
+                hot,
+                offset: 0,
+                count: self.world.shape.per_block(),
+            };
+            self.write_to(volume, dev, place).await;
+        }
+        volume.in_flight.set(volume.in_flight.get() - 1);
+    }
+
     async fn write(&self, volume: &Volume, dev: &Arc<ThinDev>) {
-        let place = self.place();
+        self.write_to(volume, dev, self.place()).await;
+    }
+
+    async fn write_to(&self, volume: &Volume, dev: &Arc<ThinDev>, place: Place) {
         let per = self.world.shape.per_block();
         self.world.executor.count(match place.count == per {
             true => "whole-block writes",
