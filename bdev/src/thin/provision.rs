@@ -23,6 +23,9 @@ use std::sync::Arc;
 /// Most writes one task takes.
 pub(super) const MOST: usize = 64;
 
+/// Most that is zeroed at once. The writes to all of it wait.
+const MOST_ZEROED_SECTORS: u64 = 2048;
+
 /// Most mappings inserted in one turn at the metadata that break sharing. The first change below a node that is
 /// shared counts all that the node refers to, so each may be much work.
 const SHARED_PER_TURN: usize = 8;
@@ -89,7 +92,8 @@ impl Pool {
 
     /// Makes the blocks of these writes, all of one device, writable.
     pub(super) async fn provision(self: Rc<Self>, writes: Vec<FirstWrite>) {
-        let (mut whole, filling) = (Vec::new(), FuturesUnordered::new());
+        let (mut whole, mut zeroed) = (Vec::new(), Vec::new());
+        let mut filling = FuturesUnordered::new();
         let mut answers = Vec::with_capacity(writes.len());
         {
             let mut metadata = self.metadata.lock().await;
@@ -103,8 +107,9 @@ impl Pool {
                     // Why is found out there.
                     None => self.hand_over(first),
                     Some(new) if first.whole => whole.push((first, new)),
+                    Some(new) if self.is_zeroed(&first) => zeroed.push((first, new)),
                     Some(new) if self.needs_filling(&first) => {
-                        filling.push(self.fill(first, new));
+                        filling.push(self.fill(first, new).left_future());
                     }
                     Some(new) => {
                         let filled = (first, new, Ok(()));
@@ -115,8 +120,13 @@ impl Pool {
             self.check_low_water(&metadata);
         }
         self.answer_all(answers);
+        let runs = self.runs_to_zero(zeroed).into_iter();
+        filling.extend(runs.map(|run| self.zero_run(run).right_future()));
         let written = self.write_whole(whole);
-        let mut filled = select(written, filling.ready_chunks(MOST));
+        let filling = filling
+            .ready_chunks(MOST)
+            .map(|filled| filled.into_iter().flatten().collect());
+        let mut filled = select(written, filling);
         while let Some(mut filled) = filled.next().await {
             while !filled.is_empty() {
                 let shared = |(first, ..): &Filled| first.old.is_some();
@@ -179,9 +189,51 @@ impl Pool {
             || first.dev.origin_logical_blocks > 0
     }
 
-    async fn fill(&self, first: FirstWrite, new: u64) -> Filled {
+    async fn fill(&self, first: FirstWrite, new: u64) -> Vec<Filled> {
         let filled = self.prepare(&first.dev, first.block, first.old, new).await;
-        (first, new, filled)
+        vec![(first, new, filled)]
+    }
+
+    /// Whether all that a new block is filled with are zeroes.
+    fn is_zeroed(&self, first: &FirstWrite) -> bool {
+        let begin = first.block * u64::from(self.config.data_block_size_sectors);
+        let has_origin = first.dev.origin_sectors() > begin;
+        first.old.is_none() && !self.config.skip_block_zeroing && !has_origin
+    }
+
+    /// Parts them where blocks do not follow each other, and where a run gets long.
+    fn runs_to_zero(&self, writes: Vec<(FirstWrite, u64)>) -> Vec<Vec<(FirstWrite, u64)>> {
+        let most = MOST_ZEROED_SECTORS / u64::from(self.config.data_block_size_sectors);
+        let mut runs: Vec<Vec<(FirstWrite, u64)>> = Vec::new();
+        for (first, new) in writes {
+            let last = runs.last_mut();
+            let follows = last.filter(|run| {
+                let is_next = run.last().is_some_and(|(_, last)| last + 1 == new);
+                is_next && (run.len() as u64) < most
+            });
+            match follows {
+                Some(run) => run.push((first, new)),
+                None => runs.push(vec![(first, new)]),
+            }
+        }
+        runs
+    }
+
+    /// Zeroes new blocks that follow each other.
+    async fn zero_run(&self, run: Vec<(FirstWrite, u64)>) -> Vec<Filled> {
+        let sectors = u64::from(self.config.data_block_size_sectors);
+        let begin = run.first().map_or(0, |(_, new)| new * sectors);
+        let zeroed = self.data.zero(begin, sectors * run.len() as u64).await;
+        let mut filled = Vec::with_capacity(run.len());
+        for (first, new) in run {
+            let zeroed = match zeroed {
+                Ok(()) => Ok(()),
+                // One of them may be bad.
+                Err(_) => self.data.zero(new * sectors, sectors).await,
+            };
+            filled.push((first, new, zeroed));
+        }
+        filled
     }
 
     async fn insert_filled(
