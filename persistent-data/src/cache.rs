@@ -1,7 +1,8 @@
 //! The cache of metadata blocks, with a byte limit, beyond which it goes by no more than what a sealed transaction
 //! has to write.
 //!
-//! Callers serialise their operations, so no two reads of a block are under way at once. Clean
+//! Callers serialise their operations, and one that reads many blocks at once reads each once: so no two reads of a
+//! block are under way at once. Clean
 //! blocks nobody holds are dropped when the limit is reached; if that does not suffice, dirty ones
 //! are written early. That is always allowed: only blocks that are free in the committed state, and in that
 //! of a transaction that is on its way to the disk, are ever dirty here (persistent-data.md 4); superblocks
@@ -22,6 +23,9 @@ const WRITE_DEPTH: usize = 64;
 /// Candidates for eviction looked at for each block that comes. Several times as many as are needed, unless most
 /// cannot go now because they are being written: then more come than go, for a while.
 const MOST_LOOKED_AT: usize = 64;
+
+/// Part of the cache that is written at once where dirty blocks have to go.
+const EARLY_PART: usize = 4;
 
 /// Fewest blocks a cache keeps: a path through the trees with siblings, and then some.
 const MIN_BLOCKS: usize = 16;
@@ -143,6 +147,11 @@ impl BlockCache {
         &self.device
     }
 
+    /// Most blocks that are kept.
+    pub fn max_blocks(&self) -> usize {
+        self.max_blocks
+    }
+
     /// Counters.
     pub fn stats(&self) -> CacheStats {
         CacheStats {
@@ -232,15 +241,51 @@ impl BlockCache {
                 continue;
             }
             if block.dirty.get() {
-                if block.write_to(&*self.device).await.is_err() {
+                self.write_early(&block).await;
+                if block.dirty.get() {
                     // Whoever only looks something up cannot give the transaction up. It stays dirty, so the
                     // commit finds out.
                     self.clock.borrow_mut().push_back(nr);
                     return;
                 }
-                block.dirty.set(false);
             }
             self.blocks.borrow_mut().remove(&nr);
+        }
+    }
+
+    /// Writes a dirty block that is to go, and with it some of those that would be next. What could not be written stays
+    /// dirty.
+    async fn write_early(&self, first: &Rc<Block>) {
+        let most = WRITE_DEPTH.min(self.max_blocks / EARLY_PART);
+        let (mut batch, mut clean) = (vec![first.clone()], Vec::new());
+        for _ in 0..MOST_LOOKED_AT {
+            if batch.len() >= most {
+                break;
+            }
+            let Some(nr) = self.clock.borrow_mut().pop_front() else {
+                break;
+            };
+            let Some(block) = self.blocks.borrow().get(&nr).cloned() else {
+                continue;
+            };
+            if Rc::strong_count(&block) > 2 || block.used.replace(false) {
+                self.clock.borrow_mut().push_back(nr);
+            } else if block.dirty.get() {
+                batch.push(block);
+            } else {
+                clean.push(nr);
+            }
+        }
+        let writes = batch.iter().map(|block| async move {
+            if block.write_to(&*self.device).await.is_ok() {
+                block.dirty.set(false);
+            }
+        });
+        futures::future::join_all(writes).await;
+        let mut clock = self.clock.borrow_mut();
+        let written = batch.iter().skip(1).map(|block| block.nr);
+        for nr in clean.into_iter().chain(written) {
+            clock.push_front(nr);
         }
     }
 

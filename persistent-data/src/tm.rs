@@ -98,6 +98,11 @@ impl TransactionManager {
         self.index_block.get()
     }
 
+    /// Most blocks that the cache keeps.
+    pub fn max_cached_blocks(&self) -> usize {
+        self.cache.max_blocks()
+    }
+
     /// Counters of the block cache.
     pub fn cache_stats(&self) -> CacheStats {
         self.cache.stats()

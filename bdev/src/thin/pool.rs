@@ -26,6 +26,7 @@ use persistent_data::device::BlockDevice;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -120,6 +121,8 @@ pub struct Pool {
     pub(super) ahead: Mutex<()>,
     pub(super) channels: Channels,
     pub(super) cache: MappingCache,
+    /// What those who wait for the metadata need of it: blocks of devices.
+    pub(super) wanted: RefCell<Vec<(u32, Range<u64>)>>,
     pub(super) locks: BlockLocks,
     pub(super) active: RefCell<BTreeMap<u32, Arc<ThinDev>>>,
     /// External origins of active devices.
@@ -248,6 +251,7 @@ impl Pool {
             data_loss: DataLoss::default(),
             freed: RefCell::default(),
             unmapped_some: Cell::new(false),
+            wanted: RefCell::default(),
             low_water_triggered: Cell::new(false),
             low_metadata: Cell::new(false),
             watcher: RefCell::default(),

@@ -17,6 +17,7 @@ use crate::locks::BlockGuard;
 use crate::target::IoKind;
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, Stream, StreamExt, select};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -46,6 +47,11 @@ impl FirstWrite {
     /// Its device's id.
     pub(super) fn device(&self) -> u32 {
         self.dev.id
+    }
+
+    /// What of the metadata its mapping needs.
+    fn wanted(&self) -> (u32, Range<u64>) {
+        (self.dev.id, self.block..self.block + 1)
     }
 
     /// Whether they are of one device.
@@ -96,12 +102,16 @@ impl Pool {
         let mut filling = FuturesUnordered::new();
         let mut answers = Vec::with_capacity(writes.len());
         {
-            let mut metadata = self.metadata.lock().await;
+            let wanted = writes.iter().map(FirstWrite::wanted).collect();
+            let mut metadata = self.metadata_of(wanted).await;
             let mut new = match self.shared.mode() {
                 PoolMode::Write => self.new_blocks(&mut metadata, writes.len()).await,
                 _ => Vec::new(),
             }
             .into_iter();
+            metadata
+                .fetch(writes.iter().map(FirstWrite::wanted).collect())
+                .await;
             for first in writes {
                 match new.next() {
                     // Why is found out there.
@@ -136,7 +146,8 @@ impl Pool {
                 };
                 let rest = filled.split_off(filled.len().min(most));
                 let mut answers = Vec::with_capacity(filled.len());
-                let mut metadata = self.metadata.lock().await;
+                let wanted = filled.iter().map(|(first, ..)| first.wanted());
+                let mut metadata = self.metadata_of(wanted.collect()).await;
                 for filled in filled {
                     answers.push(self.insert_filled(&mut metadata, filled).await);
                 }

@@ -11,8 +11,10 @@ use crate::channel::Deferred;
 use crate::device::{copy, copy_within};
 use crate::errno::Errno;
 use crate::target::IoKind;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::sync::MutexGuard;
 
 /// What becomes of the I/O that waits for a block.
 #[derive(Clone, Copy)]
@@ -123,12 +125,13 @@ impl Pool {
             }
             self.channels.quiesce().await;
         };
-        let mut metadata = self.metadata.lock().await;
+        let first = page * PAGE_BLOCKS as u64;
+        let wanted = (dev.id, first..first + PAGE_BLOCKS as u64);
+        let mut metadata = self.metadata_of(vec![wanted]).await;
         if dev.pages.is_cached(block) {
             return Ok(dev.pages.get(block));
         }
         let mut values = [UNMAPPED; PAGE_BLOCKS];
-        let first = page * PAGE_BLOCKS as u64;
         metadata
             .lookup_range(dev.id, first, &mut values)
             .await
@@ -136,6 +139,18 @@ impl Pool {
         self.hold_merging(dev.id, first, &mut values);
         self.cache.publish(dev, page, frame, &values);
         Ok(dev.pages.get(block))
+    }
+
+    /// The metadata, with what is needed of it for blocks of devices. Who gets it reads ahead for all who wait for it.
+    pub(super) async fn metadata_of(
+        &self,
+        wanted: Vec<(u32, Range<u64>)>,
+    ) -> MutexGuard<'_, ThinMetadata> {
+        self.wanted.borrow_mut().extend(wanted);
+        let mut metadata = self.metadata.lock().await;
+        let wanted = self.wanted.take();
+        metadata.fetch(wanted).await;
+        metadata
     }
 
     fn read_failed(&self, error: &ThinError) -> Errno {

@@ -4,11 +4,13 @@
 //! the root. [`ValueOps`] says what a value refers to, so that reference counts follow when a shared
 //! node is copied and when a value goes.
 
+mod fetch;
 mod insert;
 mod remove;
 mod unshared;
 mod walk;
 
+pub use fetch::fetch;
 pub use insert::{insert, insert_sorted};
 pub use remove::{delete, remove, remove_range};
 pub use unshared::unshared_leaves;

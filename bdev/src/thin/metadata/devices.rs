@@ -5,6 +5,7 @@ use super::{Device, Removed, ThinError, ThinMetadata};
 use crate::errno::Errno;
 use persistent_data::btree;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// A mapping as I/O needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -282,6 +283,23 @@ impl ThinMetadata {
         // Newer in core than on disk.
         all.extend(self.devices.iter().map(|(id, dev)| (*id, dev.details)));
         Ok(all.into_iter().collect())
+    }
+
+    /// Reads ahead what looking up, or inserting, mappings of these blocks of devices needs, many metadata blocks at a
+    /// time. Nothing where the cache has had everything since the last call: then it only costs time.
+    pub async fn fetch(&mut self, wanted: Vec<(u32, Range<u64>)>) {
+        let misses = self.tm.cache_stats().misses;
+        if wanted.is_empty() || std::mem::replace(&mut self.misses_seen, misses) == misses {
+            return;
+        }
+        let mut of_trees = Vec::with_capacity(wanted.len());
+        for (id, blocks) in wanted {
+            // Why there is none is found out by who needs it.
+            if let Ok(device) = self.device(id).await {
+                of_trees.push((device.root, blocks));
+            }
+        }
+        btree::fetch::<u64>(&self.tm, of_trees).await;
     }
 
     /// Fills `values` with the mappings of the blocks from `first` on as they are on disk:

@@ -127,6 +127,8 @@ pub struct ThinMetadata {
     usable: bool,
     /// Devices whose changes an abort has taken back, since the metadata was opened.
     aborted: BTreeSet<u32>,
+    /// Blocks that were not cached when they were needed, until [`ThinMetadata::fetch`] was last called.
+    misses_seen: u64,
 }
 
 impl ThinMetadata {
@@ -187,6 +189,7 @@ impl ThinMetadata {
             sb_changed: false,
             usable: true,
             aborted: BTreeSet::new(),
+            misses_seen: 0,
         })
     }
 
@@ -214,6 +217,7 @@ impl ThinMetadata {
             sb_changed: true,
             usable: true,
             aborted: BTreeSet::new(),
+            misses_seen: 0,
         };
         metadata.commit().await?;
         Ok(metadata)
