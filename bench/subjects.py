@@ -40,14 +40,15 @@ def malloc_mib(methods: list) -> int:
     return sum(all_bytes) >> 20
 
 
-def mapped_metadata(folder: Path, mib: int) -> Path:
-    """Metadata of a pool whose device 1 has `mib` MiB mapped, scattered over the data device."""
-    path = folder / f'mapped-{mib}.img'
+def mapped_metadata(folder: Path, mib: int, in_order: bool = False) -> Path:
+    """Metadata of a pool whose device 1 has `mib` MiB mapped: scattered over the data device, or in order."""
+    path = folder / f'mapped-{mib}-{"in-order" if in_order else "scattered"}.img'
     if path.exists():
         return path
     blocks = mib * 16
     xml = folder / 'mapped.xml'
-    # Neighbours are far apart, as in a pool that has been in use; an odd factor visits each block once.
+    # Neighbours are far apart, as where first writes came at random; an odd factor visits each block once.
+    factor = 1 if in_order else 40503
     with open(xml, 'w', encoding='ascii') as out:
         out.write(f'<superblock uuid="" time="0" transaction="0" flags="0" version="2" '
                   f'data_block_size="128" nr_data_blocks="{blocks}">\n'
@@ -55,7 +56,7 @@ def mapped_metadata(folder: Path, mib: int) -> Path:
                   f'snap_time="0">\n')
         for block in range(blocks):
             out.write(f'<single_mapping origin_block="{block}" '
-                      f'data_block="{block * 40503 % blocks}" time="0"/>\n')
+                      f'data_block="{block * factor % blocks}" time="0"/>\n')
         out.write('</device>\n</superblock>\n')
     subprocess.run([program('spdk-dm'), 'restore', '-q', '-i', str(xml), '-o', str(path),
                     '--size-mib', str(max(16, mib // 500))], check=True)
@@ -63,9 +64,9 @@ def mapped_metadata(folder: Path, mib: int) -> Path:
     return path
 
 
-def thin_mapped(folder: Path, base: dict, mib: int):
+def thin_mapped(folder: Path, base: dict, mib: int, in_order: bool = False):
     """(configuration, bdev): a thin bdev with everything mapped."""
-    path = mapped_metadata(folder, mib)
+    path = mapped_metadata(folder, mib, in_order)
     return [base, method('bdev_aio_create', name='meta', filename=str(path), block_size=512),
             method('thin_pool_create', name='pool', metadata_bdev='meta', data_bdev='data'),
             method('thin_activate', pool='pool', id=1, bdev_name='x', size_mib=mib)], 'x'
@@ -182,6 +183,7 @@ MAPPED = {
     'null': lambda folder: ([null()], 'data'),
     'passthru on null': lambda folder: passthru(null()),
     'thin on null, 1M mappings': lambda folder: thin_mapped(folder, null(), LARGE_MIB),
+    'thin on null, 1M in order': lambda folder: thin_mapped(folder, null(), LARGE_MIB, in_order=True),
     'malloc': lambda folder: ([malloc()], 'data'),
     'passthru on malloc': lambda folder: passthru(malloc()),
     'lvol on malloc': lambda folder: lvol(thin=False),
