@@ -6,7 +6,6 @@
 use futures::future::LocalBoxFuture;
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
-use std::task::Poll;
 use std::time::Duration;
 
 /// The executor of the current core. Futures never leave the core they were spawned on.
@@ -33,16 +32,3 @@ pub trait Runtime {
 
 /// A shared handle on the current core's executor.
 pub type RuntimeRef = Rc<dyn Runtime>;
-
-/// Lets other tasks of this core run first.
-pub async fn yield_now() {
-    let mut yielded = false;
-    futures::future::poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}

@@ -5,7 +5,7 @@
 //!
 //! From the bottom up: [`block`] (types and checksums), [`cache`], [`tm`] (copy-on-write, commits,
 //! the data device's space map), [`space_map`] (reference counts), [`node`] and [`btree`],
-//! [`mod@array`] and [`bitset`] on top of it, and [`check`], which counts what trees refer to.
+//! [`mod@array`] and [`bitset`] on top of it, and [`check`], which counts what trees refer to. [`turn`] is for whoever works long.
 #![forbid(unsafe_code)]
 
 pub mod array;
@@ -21,5 +21,6 @@ pub mod memory;
 pub mod node;
 pub mod space_map;
 pub mod tm;
+pub mod turn;
 
 pub use error::{Error, Result};

@@ -21,6 +21,7 @@ use crate::block_set::{BlockSet, Differences};
 use crate::btree::{self, Plain};
 use crate::error::{Error, Result};
 use crate::tm::TransactionManager;
+use crate::turn::yield_now;
 use format::{LARGE, first_free};
 use rustc_hash::FxHashSet;
 use std::cell::{Cell, RefCell};
@@ -31,6 +32,12 @@ const MAX_DIFFERENCES: u64 = 1 << 16;
 
 /// Pieces that are left to the commit. Of fewer differences, too few share a bitmap.
 const FEW_PIECES: usize = 6;
+
+/// Counts that are applied before others have a turn at the core: about 200 us.
+const COUNTS_PER_TURN: usize = 1024;
+
+/// As many as take as long as making another bitmap writable.
+const COUNTS_OF_A_BITMAP: usize = 16;
 
 /// What a map was when its transaction was sealed.
 struct SealedMap {
@@ -416,8 +423,14 @@ impl SpaceMap {
 
     /// Applies the differences of blocks in ascending order.
     async fn apply_blocks(&self, tm: &TransactionManager, blocks: &[u64]) -> Result<()> {
+        let mut turn = 0;
         for group in blocks.chunk_by(|a, b| a / ENTRIES_PER_BITMAP == b / ENTRIES_PER_BITMAP) {
             self.apply_group(tm, group).await?;
+            turn += group.len() + COUNTS_OF_A_BITMAP;
+            if turn >= COUNTS_PER_TURN {
+                turn = 0;
+                yield_now().await;
+            }
         }
         Ok(())
     }

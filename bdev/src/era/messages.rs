@@ -4,7 +4,7 @@
 use super::metadata::{EraError, EraMetadata, View};
 use super::status::EraStatus;
 use super::worker::{Era, EraTargetError};
-use crate::runtime::yield_now;
+use persistent_data::turn::yield_now;
 use std::ops::Range;
 use std::str::FromStr;
 use tokio::sync::MutexGuard;

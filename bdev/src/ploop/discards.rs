@@ -5,9 +5,9 @@ use super::delta::Delta;
 use super::map::Place;
 use super::owner::Ploop;
 use crate::errno::Errno;
-use crate::runtime::yield_now;
 use crate::target::{IoKind, Request};
 use futures::future::join_all;
+use persistent_data::turn::yield_now;
 use std::ops::Range;
 
 /// Clusters that are given back together.

@@ -11,8 +11,8 @@ use super::table::StoreKind;
 use crate::channel::Deferred;
 use crate::device::DataDevice;
 use crate::errno::Errno;
-use crate::runtime::yield_now;
 use crate::target::IoKind;
+use persistent_data::turn::yield_now;
 use std::rc::Rc;
 
 /// Chunks of a long discard that are looked at in one go.

@@ -8,7 +8,7 @@ use super::metadata::{ThinError, ThinMetadata};
 use super::pages::TIME_BITS;
 use super::pool::Pool;
 use crate::device::DataDevice;
-use crate::runtime::yield_now;
+use persistent_data::turn::yield_now;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -17,6 +17,7 @@ use crate::locks::BlockGuard;
 use crate::target::IoKind;
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, Stream, StreamExt, select};
+use persistent_data::turn::yield_now;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -153,6 +154,10 @@ impl Pool {
                 }
                 drop(metadata);
                 self.answer_all(answers);
+                if !rest.is_empty() {
+                    // Nobody else may want the metadata, but the core has I/O to serve.
+                    yield_now().await;
+                }
                 filled = rest;
             }
         }

@@ -8,7 +8,7 @@ use super::problem::Problem;
 use super::space::Space;
 use super::{page_entries, read_header, read_page};
 use crate::device::{ByteDevice, SECTOR_BYTES};
-use crate::runtime::yield_now;
+use persistent_data::turn::yield_now;
 
 /// Problems that are kept; others are only counted.
 const MAX_PROBLEMS: usize = 1000;
