@@ -311,34 +311,3 @@ fn unpublish(pages: &PageTable, block: u64) -> Option<u32> {
         _ => None,
     }
 }
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-    use futures::future::LocalBoxFuture;
-    use std::time::Duration;
-
-    struct NoRuntime;
-
-    impl Runtime for NoRuntime {
-        fn spawn(&self, _: LocalBoxFuture<'static, ()>) {}
-
-        fn sleep(&self, _: Duration) -> LocalBoxFuture<'static, ()> {
-            Box::pin(std::future::ready(()))
-        }
-
-        fn now(&self) -> Duration {
-            Duration::ZERO
-        }
-    }
-
-    /// A size nobody has the memory for is refused; it comes from whoever activates a device.
-    #[test]
-    fn absurd_sizes_are_refused() {
-        assert!(MappingCache::<ThinDev>::new(u64::MAX, &NoRuntime).is_none());
-        let cache = MappingCache::<ThinDev>::new(0, &NoRuntime).unwrap();
-        assert!(cache.page_table(u64::MAX).is_none());
-        assert!(cache.page_table(1000).is_some());
-    }
-}

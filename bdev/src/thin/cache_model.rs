@@ -160,6 +160,15 @@ impl Lab {
     }
 }
 
+/// A size nobody has the memory for is refused; it comes from whoever activates a device.
+#[test]
+fn absurd_sizes_are_refused() {
+    assert!(MappingCache::<Device>::new(u64::MAX, &NoRuntime).is_none());
+    let cache = MappingCache::<Device>::new(0, &NoRuntime).unwrap();
+    assert!(cache.page_table(u64::MAX).is_none());
+    assert!(cache.page_table(1000).is_some());
+}
+
 fn lab() -> Lab {
     let cache = MappingCache::new(0, &NoRuntime).unwrap();
     let dev = Arc::new(Device(cache.page_table(NR_BLOCKS).unwrap()));
