@@ -2,7 +2,7 @@
 //!
 //! A pool has one slab of *frames*, each holding the mappings of [`PAGE_BLOCKS`] consecutive virtual
 //! blocks of some device in their on-disk form (thin.md 2), and each active device has a page table
-//! that names a frame per page, or has what stands for one ([`super::pages`]). A frame is given to another
+//! that names a frame per page, or has what stands for one (module `pages`). A frame is given to another
 //! page only after every channel has passed a quiescent point, so a reader that found its number before can
 //! still read it.
 
