@@ -8,12 +8,12 @@ use persistent_data::btree::{self, Plain};
 use persistent_data::device::{BLOCK_BYTES, BlockBytes, BlockDevice, DeviceError};
 use persistent_data::memory::MemoryDevice;
 use persistent_data::tm::TransactionManager;
+use persistent_data::turn::yield_now;
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
-use std::task::Poll;
 
 const KEYS: u64 = 40_000;
 
@@ -36,15 +36,7 @@ impl BlockDevice for Counting {
         self.under_way.set(self.under_way.get() + 1);
         self.most_under_way
             .set(self.most_under_way.get().max(self.under_way.get()));
-        let mut waited = false;
-        futures::future::poll_fn(|context| {
-            context.waker().wake_by_ref();
-            match std::mem::replace(&mut waited, true) {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
-        })
-        .await;
+        yield_now().await;
         self.under_way.set(self.under_way.get() - 1);
         self.memory.read(block, bytes).await
     }

@@ -110,9 +110,6 @@ impl Pool {
                 _ => Vec::new(),
             }
             .into_iter();
-            metadata
-                .fetch(writes.iter().map(FirstWrite::wanted).collect())
-                .await;
             for first in writes {
                 match new.next() {
                     // Why is found out there.
@@ -200,9 +197,7 @@ impl Pool {
     }
 
     fn needs_filling(&self, first: &FirstWrite) -> bool {
-        first.old.is_some()
-            || !self.config.skip_block_zeroing
-            || first.dev.origin_logical_blocks > 0
+        first.old.is_some() || first.dev.origin_logical_blocks > 0
     }
 
     async fn fill(&self, first: FirstWrite, new: u64) -> Vec<Filled> {
