@@ -144,7 +144,7 @@ def test_ploop_under_load(target, ploop):
     load = start_load()
     load.wait_durable(50)
     backup('incr', ploop, '--since', full, '-o', incr, '--keep')
-    load.wait_more(20)
+    load.wait_durable(20)
     end_load(target, ploop, load)
     # In quiet: from this one's moment to the next one's.
     backup('incr', ploop, '--since', incr, '-o', third, '--keep')
@@ -274,7 +274,7 @@ def chain_of_era(target, name, *freeze):
         words = ('incr', name, '--since', files[0]) if i else ('full', name)
         running = backup.start(*words, *freeze, '-o', files[i], '--limit-mib', 16)
         moment = seen_while_stopped(target, running)
-        load.wait_more(20)
+        load.wait_durable(20)
         running.send_signal(signal.SIGCONT)
         assert ended(running, 0) == ''
         assert seen(target, name) != moment

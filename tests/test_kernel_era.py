@@ -270,11 +270,11 @@ def test_we_are_killed(lab, files):
         if number > 0:
             ours.host.run('verify', str(state))
         load = Load(ours.host, state, '--seed', str(number), '--slots', '128', '--flush-every', '8', *ONLY_WRITES)
-        for durable in (100, 400):
+        for durable in (100, 300):
             load.wait_durable(durable)
             era = ours.rpc.call('era_checkpoint', name='era')['era']
             eras[era] = Ledger(state, SIZE).issued
-        load.wait_durable(800)
+        load.wait_durable(400)
         ours.target.process.kill()
         load.kill()
         era_check(files[0])

@@ -360,7 +360,7 @@ def test_we_are_killed(lab):
         load.wait_durable(300)
         # Sharing to be broken under the load, in the second half of it.
         ours.snapshot(number + 2, 1)
-        load.wait_durable(dice.randrange(400, 800))
+        load.wait_durable(dice.randrange(100, 500))
         ours.target.process.kill()
         load.kill()
         thin_check(meta)

@@ -130,9 +130,9 @@ def test_under_load(lab, target):
     migrate = Migrate(target)
     said = migrate.refused(1, '--max-pause-ms', 1, '--max-passes', 2)
     assert '--resume' in said and ids(target, 'pool0')[0] == 1, said
-    load.wait_more(50)
+    load.wait_durable(50)
     moved = migrate('--resume')
-    load.wait_more(100)
+    load.wait_durable(100)
     load.finish()
     device, = moved['devices']
     print(f"moved {moved['moved_bytes'] >> 20} MiB in {device['passes']} passes, waited for {device['pause_ms']} ms")
@@ -284,7 +284,7 @@ def test_killed_again_and_again(lab, target):
             said = subprocess.run([*begin, *words], capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
             assert said.returncode == 0, said
         assert 1 in ids(target, other) and 1 not in ids(target, pool)
-        load.wait_more(50)
+        load.wait_durable(50)
     load.finish()
     print(f'{killed} killed')
     nothing_left(lab, target)

@@ -116,13 +116,13 @@ def test_chain_under_load(lab):
         status = rpc.call('ploop_status', name='p')
         return [*status['lower_bdevs'], status['top_bdev']]
 
-    load.wait_more(40)
+    load.wait_durable(40)
     rpc.call('ploop_snapshot', name='p', new_top_bdev='i1')
-    load.wait_more(40)
+    load.wait_durable(40)
     rpc.call('dm_message', name='p', message='snapshot i2')
     assert chain() == ['raw@base', 'i0', 'i1', 'i2']
     assert rpc.call('dm_message', name='p', message='get_delta_name 1') == 'i0'
-    load.wait_more(40)
+    load.wait_durable(40)
     rpc.call('ploop_merge', name='p', level=1, direction='forward', wait=True)
     assert chain() == ['raw@base', 'i1', 'i2']
     # The two upper ones change places, and back: the host's writes wait.
@@ -135,17 +135,17 @@ def test_chain_under_load(lab):
     rpc.call('ploop_flip_upper_deltas', name='p')
     rpc.call('ploop_set_noresume', name='p', value=0)
     rpc.call('ploop_resume', name='p')
-    load.wait_more(40)
+    load.wait_durable(40)
     rpc.call('ploop_resize', name='p', size_sectors=160 * 2048)
     # Its bdev has been let go, and can be used again.
     refused(rpc, EINVAL, ["'i0'", 'size'], 'ploop_snapshot', name='p', new_top_bdev='i0')
     rpc.call('ploop_snapshot', name='p', new_top_bdev='i3')
-    load.wait_more(40)
+    load.wait_durable(40)
     rpc.call('ploop_merge', name='p', wait=True)
     assert chain() == ['raw@base', 'i1', 'i3']
     assert notified(rpc, 'ploop_merge_finished') == ['p 1', 'p 2']
     assert notified(rpc, 'ploop_resized') == [f'p {160 * 2048}']
-    load.wait_more(40)
+    load.wait_durable(40)
     load.finish()
     host.run('verify', str(state))
     shown = device.read()

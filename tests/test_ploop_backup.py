@@ -59,7 +59,7 @@ def test_push_backup(lab):
     assert rpc.call('ploop_status', name='p')['push_backup']['remaining_clusters'] == 9
     wait_for(lambda: notified(rpc, 'ploop_backup_expired') == ['p part'])
     refused(rpc, ESTALE, ['expired'], 'ploop_push_backup_read', name='p', uuid='part')
-    load.wait_more(200)
+    load.wait_durable(200)
     assert rpc.call('ploop_status', name='p')['push_backup']['state'] == 'expired'
     rpc.call('ploop_push_backup_stop', name='p', uuid='part')
     # Held writes do not hold up the end of a target.

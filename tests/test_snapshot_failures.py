@@ -363,7 +363,7 @@ def test_two_hosts_and_a_snapshot_under_way(lab):
     other = beside(lab, 'snap')
     dice = random.Random('under way')
     for turn in range(6):
-        load.wait_durable((turn + 1) * 100)
+        load.wait_durable(100)
         number = turn % 2
         rpc.call('snapshot_create', name=f'snap{number}', origin='base', cow_bdev=f'cow{number}', store='N',
                  chunk_size_sectors=dice.choice([8, 64, 256]))

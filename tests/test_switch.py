@@ -51,22 +51,22 @@ def test_switch_under_load(lab, target):
     rpc.call('thin_resume', bdev_name='thin')
     refused(rpc, ESTALE, ["'thin'"], 'thin_switch', bdev_name='thin', pool='other', id=7, suspension=number)
     refused(rpc, EINVAL, ["'thin'"], 'thin_resume', bdev_name='thin')
-    load.wait_more(100)
+    load.wait_durable(100)
     # By itself.
     number = rpc.call('thin_suspend', bdev_name='thin', timeout_ms=500)['suspension']
-    load.wait_more(100)
+    load.wait_durable(100)
     refused(rpc, ESTALE, ["'thin'"], 'thin_switch', bdev_name='thin', pool='other', id=7, suspension=number)
     # A switch that is refused leaves all as it was.
     number = rpc.call('thin_suspend', bdev_name='thin', timeout_ms=60000)['suspension']
     refused(rpc, 61, ["'other'"], 'thin_switch', bdev_name='thin', pool='other', id=9, suspension=number)
-    load.wait_more(100)
+    load.wait_durable(100)
     refused(rpc, ENODEV, ["'none'"], 'thin_suspend', bdev_name='none')
     # Switched.
     number = rpc.call('thin_suspend', bdev_name='thin', timeout_ms=20000)['suspension']
     copy(lab, target)
     answer = rpc.call('thin_switch', bdev_name='thin', pool='other', id=7, suspension=number)
     assert answer == {'bdev_name': 'thin', 'pool': 'other', 'id': 7}
-    load.wait_more(200)
+    load.wait_durable(200)
     load.finish()
     saved = activations(rpc)
     assert [(call['pool'], call['id']) for call in saved] == [('other', 7)]

@@ -29,7 +29,6 @@ class Load:
 
     def __init__(self, host: HostIO, state: Path, *options: str):
         self._state = state
-        self._before = progress(state)
         self._log = host.folder / 'hostio.log'
         self._log_begin = self._log.stat().st_size if self._log.exists() else 0
         if state.exists():
@@ -37,16 +36,15 @@ class Load:
         self.process: subprocess.Popen = host.start('stress', str(state), *options)
 
     def wait_durable(self, operations: int) -> None:
-        """Until so many operations of this run are flushed and acknowledged."""
+        """Until so many more operations than now are flushed and acknowledged. Of what is issued from now on
+        some are among them if there are more than the load's workers and flushes leave unacknowledged."""
+        before = progress(self._state).durable
+
         def enough():
             code = self.process.poll()
             assert code is None, f'the load ended with {code}:\n{self.tail()}'
-            return progress(self._state).durable >= self._before.durable + operations
+            return progress(self._state).durable >= before + operations
         wait_for(enough)
-
-    def wait_more(self, operations: int) -> None:
-        """Until so many more operations than now are flushed and acknowledged."""
-        self.wait_durable(progress(self._state).durable - self._before.durable + operations)
 
     def finish(self) -> None:
         """Has it flush and end, well."""

@@ -174,7 +174,7 @@ class Host:
 
     def work_goes_on(self) -> None:
         """More is written, and flushed."""
-        self._load.wait_more(20)
+        self._load.wait_durable(20)
 
     def durable(self) -> int:
         """Operations of the load that were flushed."""
