@@ -88,7 +88,11 @@ pub(super) struct Change<'a> {
 /// A flush of the data device has failed: what was written to it may be lost. Nothing may be committed that
 /// relies on it. Until the owner has gone back to the last commit.
 #[derive(Default)]
-pub(super) struct DataLoss(Cell<Option<Errno>>);
+pub(super) struct DataLoss {
+    errno: Cell<Option<Errno>>,
+    /// Flushes under way that may fail.
+    nr_flushes: Cell<u64>,
+}
 
 impl Pool {
     /// Waits for the right to change what is not mappings.
@@ -328,7 +332,11 @@ impl Pool {
     }
 
     async fn try_flush_data(&self) -> Result<(), Errno> {
+        let under_way = &self.data_loss.nr_flushes;
+        under_way.set(under_way.get() + 1);
+        self.shared.set_flushing(true);
         let flushed = self.data.flush().await;
+        under_way.set(under_way.get() - 1);
         if let Err(errno) = flushed {
             log::error!(
                 "pool '{}': flush of the data bdev failed: {errno}",
@@ -336,15 +344,24 @@ impl Pool {
             );
             // A device that is gone is flushed no more: nothing will be committed.
             if errno != Errno::ENODEV {
-                self.data_loss.0.set(Some(errno));
+                self.data_loss.errno.set(Some(errno));
             }
         }
+        self.look_for_flushes();
         // Another's flush may have failed meanwhile.
-        self.data_loss.0.get().map_or(flushed, Err)
+        self.data_loss.errno.get().map_or(flushed, Err)
+    }
+
+    /// Guests' flushes need not come here any more when nothing is to be told of ours.
+    fn look_for_flushes(&self) {
+        let loss = &self.data_loss;
+        if loss.nr_flushes.get() == 0 && loss.errno.get().is_none() {
+            self.shared.set_flushing(false);
+        }
     }
 
     async fn give_up_lost(&self, metadata: &mut ThinMetadata) {
-        if let Some(errno) = self.data_loss.0.get() {
+        if let Some(errno) = self.data_loss.errno.get() {
             self.give_up(metadata, errno).await;
         }
     }
@@ -367,7 +384,8 @@ impl Pool {
             self.fail_no_space(Errno::EIO, |_| true);
         }
         // Until here a transaction on its way to the disk, whose own flush succeeds, must know.
-        self.data_loss.0.take();
+        self.data_loss.errno.take();
+        self.look_for_flushes();
     }
 
     /// A flush of a device, while it or another has uncommitted changes.

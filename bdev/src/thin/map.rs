@@ -61,6 +61,9 @@ pub struct PoolShared {
     /// Blocks were given out whose data, or mapping, may not be durable yet: the owner must know when a flush
     /// of the data device fails.
     has_new_blocks: AtomicBool,
+    /// A flush of the owner's own is under way, or has failed and devices do not know yet. If it fails, what guests
+    /// wrote may be lost with it, and it is the only one that says so: guests' flushes come to the owner.
+    flushing: AtomicBool,
 }
 
 impl PoolShared {
@@ -78,6 +81,7 @@ impl PoolShared {
             sectors_per_logical,
             data_flushes,
             has_new_blocks: AtomicBool::new(false),
+            flushing: AtomicBool::new(false),
         }
     }
 
@@ -97,6 +101,15 @@ impl PoolShared {
 
     pub(super) fn set_new_blocks(&self, some: bool) {
         self.has_new_blocks.store(some, Ordering::SeqCst);
+    }
+
+    pub(super) fn set_flushing(&self, flushing: bool) {
+        self.flushing.store(flushing, Ordering::SeqCst);
+    }
+
+    /// Whether a guest's flush is the owner's business, whatever the device.
+    fn owner_flushes(&self) -> bool {
+        self.has_new_blocks() || self.flushing.load(Ordering::Acquire)
     }
 
     /// Logical blocks per data block.
@@ -225,7 +238,7 @@ impl ThinDev {
     fn map_flush(&self) -> Map {
         if self.aborted.load(Ordering::Acquire) {
             Map::Fail(Errno::EIO)
-        } else if self.dirty.load(Ordering::Acquire) > 0 || self.pool.has_new_blocks() {
+        } else if self.dirty.load(Ordering::Acquire) > 0 || self.pool.owner_flushes() {
             Map::Defer
         } else if self.pool.data_flushes {
             Map::Remap {
