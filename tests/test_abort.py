@@ -59,13 +59,13 @@ def host_log(lab):
     return (lab.folder / 'hostio.log').read_text(errors='replace')
 
 
-def abort(host, subsystem, workload):
+def abort(host, subsystem, workload, size=4096):
     """SPDK's `abort`: writes, and an Abort after each. Some are aborted, none is lost."""
     program = Path(os.environ['SPDK_DIR']) / 'build' / 'examples' / 'abort'
     if not program.exists():
         pytest.skip('this SPDK comes without its examples')
     where = f'trtype:TCP adrfam:IPv4 traddr:{ADDRESS} trsvcid:{host.port} subnqn:{nqn(subsystem)}'
-    process = launch([str(program), '-q', '32', '-o', '4096', '-w', workload, '-t', '2', '-c', '0x1',
+    process = launch([str(program), '-q', '32', '-o', str(size), '-w', workload, '-t', '2', '-c', '0x1',
                       '-r', where] + options_for_memory(256), environment(), subprocess.PIPE, text=True)
     output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, output
@@ -81,6 +81,8 @@ def test_aborts(lab):
     target, host = slow_pool(lab, 'none')
     set_latency(target.rpc, 100_000)
     abort(host, 't1', 'randwrite')
+    # Each in parts, because it is of two blocks or three.
+    abort(host, 't1', 'randwrite', 128 << 10)
     set_latency(target.rpc, 0)
     state = lab.folder / 'state'
     host.run('stress', str(state), '--writes', '50')

@@ -48,7 +48,7 @@ pub trait Host: 'static {
         Err(io)
     }
 
-    /// Identity of an I/O, for aborts.
+    /// Identity of an I/O, for aborts. Its parts have the same.
     fn id(&self, io: &Self::Io) -> u64;
 
     /// Where a channel counts what it has in flight; a host that answers a forwarded I/O by itself counts it
@@ -224,11 +224,13 @@ impl<T: Target, H: Host> Channel<T, H> {
             && let Some(memory) = T::looks_at(&volume.volume, &request)
         {
             self.host.prefetch(memory);
-            return match self.stage.push(volume, request, io) {
-                Ok(false) => {}
-                Ok(true) => self.map_staged(),
-                Err(io) => self.map_behind(volume, request, io),
-            };
+            if self.stage.is_full() {
+                return self.map_behind(volume, request, io);
+            }
+            if self.stage.push(volume, request, io) {
+                self.map_staged();
+            }
+            return;
         }
         if request.kind == IoKind::Reset {
             // The barrier of a reset is for what was submitted before it.
@@ -291,15 +293,21 @@ impl<T: Target, H: Host> Channel<T, H> {
             Map::Zeroes => self.host.complete_zeroes(io),
             Map::Done => self.host.complete(io, Ok(())),
             Map::Fail(errno) => self.host.complete(io, Err(errno)),
-            Map::Split { nr_blocks } => self.split(volume, request, io, nr_blocks),
+            Map::Split { nr_blocks, goes } => self.split(volume, request, io, nr_blocks, goes),
             Map::Defer => self.defer(volume, request, io),
         }
     }
 
     /// Maps an I/O part by part.
     #[cold]
-    fn split(&self, volume: &Arc<T::Volume>, request: Request, io: H::Io, nr_blocks: u64) {
-        let (mut request, mut io, mut nr_blocks) = (request, io, nr_blocks);
+    fn split(
+        &self,
+        volume: &Arc<T::Volume>,
+        mut request: Request,
+        mut io: H::Io,
+        mut nr_blocks: u64,
+        mut goes: Option<(BaseId, u64)>,
+    ) {
         loop {
             if nr_blocks == 0 || nr_blocks >= request.nr_blocks {
                 return self.host.complete(io, Err(Errno::EINVAL));
@@ -308,20 +316,24 @@ impl<T: Target, H: Host> Channel<T, H> {
                 Ok(parts) => parts,
                 Err(io) => return self.host.complete(io, Err(Errno::EOPNOTSUPP)),
             };
-            self.map(
-                volume,
-                Request {
-                    nr_blocks,
-                    ..request
-                },
-                head,
-            );
+            let first = Request {
+                nr_blocks,
+                ..request
+            };
+            match goes {
+                Some((base, block)) => self.send(head, base, block),
+                None => self.map(volume, first, head),
+            }
             request.offset_blocks += nr_blocks;
             request.nr_blocks -= nr_blocks;
             io = tail;
             match T::map(volume, &T::Local::default(), &request) {
-                Map::Split { nr_blocks: next } => nr_blocks = next,
-                _ => return self.map(volume, request, io),
+                Map::Split {
+                    nr_blocks: next,
+                    goes: to,
+                } => (nr_blocks, goes) = (next, to),
+                Map::Remap { base, block } => return self.send(io, base, block),
+                fate => return self.settle(fate, volume, &request, io),
             }
         }
     }
@@ -337,21 +349,18 @@ impl<T: Target, H: Host> Channel<T, H> {
         }
     }
 
-    /// Completes a parked I/O as aborted. False when it is not parked here, or is already on its
-    /// way to a base device.
+    /// Completes a parked I/O as aborted, or its parts that are. False when it is not parked here, or is already
+    /// on its way to a base device.
     pub fn abort(&self, io_id: u64) -> bool {
         if let Some(io) = self.stage.remove(|io| self.host.id(io) == io_id) {
             self.host.complete(io, Err(Errno::ECANCELED));
             return true;
         }
-        let found = self.parked.find_waiting(|io| self.host.id(io) == io_id);
-        match found.and_then(|name| self.take_waiting(name)) {
-            Some((_, _, io)) => {
-                self.host.complete(io, Err(Errno::ECANCELED));
-                true
-            }
-            None => false,
-        }
+        // It, or those of its parts that wait. Found before the first is answered: a new one may be who it was then.
+        let names = self.parked.waiting(|io| self.host.id(io) == io_id);
+        let found = names.into_iter().filter_map(|name| self.take_waiting(name));
+        let aborted = found.map(|(_, _, io)| self.host.complete(io, Err(Errno::ECANCELED)));
+        aborted.count() > 0
     }
 
     fn take_waiting(&self, name: Parked) -> Option<(Arc<T::Volume>, Request, H::Io)> {

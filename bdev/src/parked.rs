@@ -163,13 +163,14 @@ impl<V, I> ParkedIos<V, I> {
         }
     }
 
-    /// Finds one that waits.
-    pub fn find_waiting(&self, is_it: impl Fn(&I) -> bool) -> Option<Parked> {
+    /// Those that wait and are meant.
+    pub fn waiting(&self, is_it: impl Fn(&I) -> bool) -> Vec<Parked> {
         let slots = self.slots.borrow();
-        slots.iter().find_map(|(_, (name, slot))| match slot {
+        let meant = slots.iter().filter_map(|(_, (name, slot))| match slot {
             Slot::Waiting(_, _, io) if is_it(io) => Some(*name),
             _ => None,
-        })
+        });
+        meant.collect()
     }
 
     /// Takes all, in the order in which they were parked.

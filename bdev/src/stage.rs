@@ -138,15 +138,21 @@ impl<T: Target, I> Stage<T, I> {
         in_flight + self.len() as u64 >= FEWEST
     }
 
-    /// Stages an I/O. True: the caller is to call [`Stage::take_all`] at once. Error: there is no place; the
-    /// caller is to do the same, and to map this one then.
+    /// There is no place now, until [`Stage::take_all`].
     #[inline]
-    pub fn push(&self, volume: &VolumeHandle<T>, request: Request, io: I) -> Result<bool, I> {
+    pub fn is_full(&self) -> bool {
+        let staged = self.staged.borrow();
+        staged.nr_taken >= staged.places.len()
+    }
+
+    /// Stages an I/O, for which there has to be a place. True: the caller is to call [`Stage::take_all`] at once.
+    #[inline]
+    pub fn push(&self, volume: &VolumeHandle<T>, request: Request, io: I) -> bool {
         let nr_staged = {
             let mut staged = self.staged.borrow_mut();
             let at = staged.nr_taken;
             let Some(place) = staged.places.get_mut(at) else {
-                return Err(io);
+                return true;
             };
             place.volume = Some(volume.clone());
             place.kind = request.kind;
@@ -156,10 +162,10 @@ impl<T: Target, I> Stage<T, I> {
             staged.nr_taken = at + 1;
             at + 1
         };
-        Ok(match nr_staged {
+        match nr_staged {
             1 => !self.wake(),
             many => many >= MOST,
-        })
+        }
     }
 
     /// Hands out what is staged now, in order. What is staged meanwhile waits for the next call, for

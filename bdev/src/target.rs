@@ -26,7 +26,7 @@ pub enum IoKind {
 
 /// An I/O on a volume, in logical blocks of that volume (512 or 4096 bytes).
 ///
-/// Reads and writes never cross the target's block boundary: the host splits them.
+/// Reads and writes of more than one of the target's blocks may be mapped to [`Map::Split`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// What to do.
@@ -66,11 +66,12 @@ pub enum Map {
     Done,
     /// Complete with an error.
     Fail(Errno),
-    /// Two I/Os: the first logical blocks and the rest, each mapped for itself. Only for targets whose
-    /// boundary changes; a host splits at a fixed one before.
+    /// Two I/Os: the first logical blocks and the rest, each mapped for itself.
     Split {
         /// Logical blocks of the first, at least one, fewer than asked for.
         nr_blocks: u64,
+        /// Where the first is to be remapped; None: it is to be mapped again.
+        goes: Option<(BaseId, u64)>,
     },
     /// Park it on its channel and tell the owner.
     Defer,

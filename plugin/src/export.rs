@@ -155,7 +155,7 @@ impl Registry {
                 optimal_boundary_blocks: 0,
                 write_cache: false,
                 uuid: [0; 16],
-                buffers_first: false,
+                divides_at_blocks: 0,
             },
             ExportDriver {
                 metadata,

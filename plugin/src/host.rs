@@ -1,5 +1,6 @@
 //! What the engine and the owner need of SPDK: channels, timers, tasks.
 
+use crate::parts::{Carries, Engine};
 use bdev::channel::{Channel, ChannelId, Host, InFlight, Ticket, ToOwner, VolumeHandle};
 use bdev::era::EraTarget;
 use bdev::errno::Errno;
@@ -11,6 +12,8 @@ use futures::channel::mpsc::UnboundedSender;
 use futures::future::LocalBoxFuture;
 use spdk::base::{Descriptor, IoKind};
 use spdk::executor;
+use spdk::io::{Io, Which};
+use spdk::part::Part;
 use spdk::passage::{Course, Passage, Way};
 use spdk::vbdev::BdevIo;
 use std::rc::Rc;
@@ -53,9 +56,10 @@ impl Runtime for SpdkRuntime {
 }
 
 /// A core's way to the bdev that holds the data: a pool's data bdev, an era target's origin.
-pub struct SpdkHost {
+pub struct SpdkHost<T: Target> {
     data: Way,
     in_flight: Rc<InFlight>,
+    engine: Engine<T, SpdkHost<T>>,
 }
 
 /// What I/O can be sent to without the engine.
@@ -67,7 +71,7 @@ pub trait WayPast {
     fn course(&self, base: BaseId, block: u64) -> Option<Course>;
 }
 
-impl WayPast for SpdkHost {
+impl<T: Target> WayPast for SpdkHost<T> {
     fn way(&self, base: BaseId) -> Option<Way> {
         (base != ORIGIN).then(|| self.data.clone())
     }
@@ -78,14 +82,34 @@ impl WayPast for SpdkHost {
     }
 }
 
-impl Host for SpdkHost {
-    type Io = BdevIo;
+impl<T: Target> SpdkHost<T> {
+    #[inline(never)]
+    fn forward_part(&self, part: Box<Part>, base: BaseId, block: u64, ticket: Ticket) {
+        match base {
+            // SPDK splits the I/O of bdevs that have an origin.
+            ORIGIN => self.engine.fail(part.into(), ticket),
+            _ => self.engine.send_part(part, &self.data, block, ticket),
+        }
+    }
+}
+
+impl<T: Target> Carries<T> for SpdkHost<T> {
+    fn engine(&self) -> &Engine<T, Self> {
+        &self.engine
+    }
+}
+
+impl<T: Target> Host for SpdkHost<T> {
+    type Io = Io;
 
     #[inline]
-    fn forward(&self, io: BdevIo, base: BaseId, block: u64, ticket: Ticket) {
-        match base {
-            ORIGIN => io.forward_other(block, None, ticket.into_raw()),
-            _ => io.forward_counted(&self.data, block, ticket.into_raw()),
+    fn forward(&self, io: Io, base: BaseId, block: u64, ticket: Ticket) {
+        match io.which() {
+            Which::Whole(io) if base != ORIGIN => {
+                io.forward_counted(&self.data, block, ticket.into_raw());
+            }
+            Which::Whole(io) => io.forward_other(block, None, ticket.into_raw()),
+            Which::Part(part) => self.forward_part(part, base, block, ticket),
         }
     }
 
@@ -93,20 +117,27 @@ impl Host for SpdkHost {
         self.in_flight.clone()
     }
 
-    fn forward_head(&self, io: BdevIo, _: BaseId, block: u64, nr_blocks: u64, ticket: Ticket) {
-        io.forward_other(block, Some(nr_blocks), ticket.into_raw());
+    fn forward_head(&self, io: Io, _: BaseId, block: u64, nr_blocks: u64, ticket: Ticket) {
+        match io.which() {
+            Which::Whole(io) => io.forward_other(block, Some(nr_blocks), ticket.into_raw()),
+            Which::Part(part) => self.engine.fail(part.into(), ticket),
+        }
     }
 
-    fn complete_zeroes(&self, io: BdevIo) {
+    fn complete_zeroes(&self, io: Io) {
         io.complete_zeroes();
     }
 
     #[inline]
-    fn complete(&self, io: BdevIo, result: Result<(), Errno>) {
+    fn complete(&self, io: Io, result: Result<(), Errno>) {
         io.complete(result.map_or_else(|errno| errno.0, |()| 0));
     }
 
-    fn id(&self, io: &BdevIo) -> u64 {
+    fn split(&self, io: Io, nr_blocks: u64) -> Result<(Io, Io), Io> {
+        io.split(nr_blocks)
+    }
+
+    fn id(&self, io: &Io) -> u64 {
         io.id()
     }
 
@@ -117,7 +148,7 @@ impl Host for SpdkHost {
 }
 
 /// A target's channel of one core.
-pub struct TargetChannel<T: Target, H: Host = SpdkHost> {
+pub struct TargetChannel<T: Target, H: Host = SpdkHost<T>> {
     /// The engine.
     pub engine: Rc<Channel<T, H>>,
 }
@@ -130,25 +161,24 @@ pub type EraChannel = TargetChannel<EraTarget>;
 
 static NEXT_CHANNEL: AtomicU64 = AtomicU64::new(0);
 
-impl SpdkHost {
+impl<T: Target> SpdkHost<T> {
     /// On the running thread.
     pub fn new(data: &Descriptor) -> Option<Self> {
         let in_flight: Rc<InFlight> = Rc::default();
         Some(SpdkHost {
             data: Way::new(data.channel()?, in_flight.clone()),
             in_flight,
+            engine: Engine::default(),
         })
     }
 }
 
-impl<T: Target, H: Host> TargetChannel<T, H>
-where
-    H::Io: From<BdevIo>,
-{
+impl<T: Target, H: Carries<T>> TargetChannel<T, H> {
     /// Makes the running thread's channel and starts its message loop.
     pub fn new(host: H, owner: UnboundedSender<ToOwner<T>>) -> Option<Self> {
         let id = ChannelId(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));
         let (engine, messages) = Channel::new(id, host, owner);
+        engine.host().engine().is(&engine);
         executor::spawn(engine.clone().run(messages)).then_some(TargetChannel { engine })
     }
 

@@ -20,6 +20,7 @@ mod moving_bases;
 mod nbd;
 mod new_file;
 mod opening;
+mod parts;
 mod ploops;
 mod pool_status;
 mod readers;

@@ -155,7 +155,7 @@ impl Registry {
                 optimal_boundary_blocks: u32::try_from(boundary).unwrap_or(1 << 16),
                 write_cache: true,
                 uuid: [0; 16],
-                buffers_first: false,
+                divides_at_blocks: 0,
             },
             LinearDriver {
                 bases: Mutex::new(bases),

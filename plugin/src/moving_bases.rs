@@ -5,17 +5,17 @@
 //! when nothing is under way, the channels go.
 
 use crate::host::{TargetChannel, WayPast};
-use bdev::channel::{Channel, Host, InFlight, Ticket, ToOwner};
+use crate::parts::{Carries, Engine};
+use bdev::channel::{Host, InFlight, Ticket, ToOwner};
 use bdev::errno::Errno;
 use bdev::target::{BaseId, Target};
 use futures::channel::mpsc::UnboundedSender;
 use spdk::base::Descriptor;
+use spdk::io::Io;
 use spdk::io_device::IoDevice;
-use spdk::part::Part;
 use spdk::passage::{Course, Way};
-use spdk::vbdev::BdevIo;
-use std::cell::{OnceCell, RefCell};
-use std::rc::{Rc, Weak};
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -50,13 +50,9 @@ impl Bases {
             ways: RefCell::new(ways),
             in_flight,
             leaving: RefCell::default(),
-            engine: OnceCell::new(),
+            engine: Engine::default(),
         };
-        let channel = MovingChannel::new(host, owner)?;
-        let engine = Rc::downgrade(&channel.engine);
-        // It was made just now and has none.
-        let _ = channel.engine.host().engine.set(engine);
-        Some(channel)
+        MovingChannel::new(host, owner)
     }
 }
 
@@ -141,20 +137,6 @@ fn put<D>(bases: &mut Vec<Option<D>>, number: BaseId, base: Option<D>) {
     }
 }
 
-/// An I/O, or one of the parts it was divided into.
-pub enum Io {
-    /// As it was submitted.
-    Whole(BdevIo),
-    /// A part of it; in a box, so that the others are small.
-    Part(Box<Part>),
-}
-
-impl From<BdevIo> for Io {
-    fn from(io: BdevIo) -> Self {
-        Io::Whole(io)
-    }
-}
-
 /// A core's channels.
 pub struct MovingHost<T: Target> {
     /// To the base bdevs, by number.
@@ -162,7 +144,7 @@ pub struct MovingHost<T: Target> {
     in_flight: Rc<InFlight>,
     /// I/O may be under way on them; none is sent.
     leaving: RefCell<Vec<Way>>,
-    engine: OnceCell<Weak<Channel<T, MovingHost<T>>>>,
+    engine: Engine<T, MovingHost<T>>,
 }
 
 impl<T: Target> MovingHost<T> {
@@ -188,35 +170,6 @@ impl<T: Target> MovingHost<T> {
         let leaving = self.leaving.take();
         drop(leaving);
     }
-
-    #[inline]
-    fn send(&self, io: Io, way: &Way, block: u64, ticket: Ticket) {
-        match io {
-            Io::Whole(io) => io.forward_counted(way, block, ticket.into_raw()),
-            Io::Part(part) => self.send_part(*part, way, block, ticket),
-        }
-    }
-
-    #[inline(never)]
-    fn send_part(&self, part: Part, way: &Way, block: u64, ticket: Ticket) {
-        let engine = self.engine.get().cloned();
-        part.forward(way.base(), block, move |part, ok| {
-            let result = if ok { Ok(()) } else { Err(Errno::EIO) };
-            match engine.and_then(|engine| engine.upgrade()) {
-                Some(engine) => engine.forwarded(Io::Part(Box::new(part)), ticket, result),
-                // Not while I/O is under way on it.
-                None => part.complete(Errno::ENODEV.0),
-            }
-        });
-    }
-
-    #[cold]
-    fn fail(&self, io: Io, ticket: Ticket) {
-        match self.engine.get().and_then(Weak::upgrade) {
-            Some(engine) => engine.forwarded(io, ticket, Err(Errno::EIO)),
-            None => self.complete(io, Err(Errno::ENODEV)),
-        }
-    }
 }
 
 impl<T: Target> WayPast for MovingHost<T> {
@@ -233,6 +186,12 @@ impl<T: Target> WayPast for MovingHost<T> {
     }
 }
 
+impl<T: Target> Carries<T> for MovingHost<T> {
+    fn engine(&self) -> &Engine<T, Self> {
+        &self.engine
+    }
+}
+
 impl<T: Target> Host for MovingHost<T> {
     type Io = Io;
 
@@ -241,8 +200,8 @@ impl<T: Target> Host for MovingHost<T> {
         // Borrowed while the I/O is sent, which may end at once and bring the next one: that borrows, too.
         // Channels come and go by messages, which are not handled in between.
         match self.ways.borrow().get(usize::from(base.0)) {
-            Some(Some(way)) => self.send(io, way, block, ticket),
-            _ => self.fail(io, ticket),
+            Some(Some(way)) => self.engine.send(io, way, block, ticket),
+            _ => self.engine.fail(io, ticket),
         }
     }
 
@@ -252,42 +211,24 @@ impl<T: Target> Host for MovingHost<T> {
 
     /// Not asked for by these targets.
     fn forward_head(&self, io: Io, _: BaseId, _: u64, _: u64, ticket: Ticket) {
-        self.fail(io, ticket);
+        self.engine.fail(io, ticket);
     }
 
-    /// Of whole I/O only: parts are not read as zeroes by these targets.
     fn complete_zeroes(&self, io: Io) {
-        match io {
-            Io::Whole(io) => io.complete_zeroes(),
-            Io::Part(part) => part.complete(Errno::EOPNOTSUPP.0),
-        }
+        io.complete_zeroes();
     }
 
     #[inline]
     fn complete(&self, io: Io, result: Result<(), Errno>) {
-        let errno = result.map_or_else(|errno| errno.0, |()| 0);
-        match io {
-            Io::Whole(io) => io.complete(errno),
-            Io::Part(part) => part.complete(errno),
-        }
+        io.complete(result.map_or_else(|errno| errno.0, |()| 0));
     }
 
     fn split(&self, io: Io, nr_blocks: u64) -> Result<(Io, Io), Io> {
-        let part = match io {
-            Io::Whole(io) => Part::all_of(io),
-            Io::Part(part) => *part,
-        };
-        match part.split(nr_blocks) {
-            Ok((head, tail)) => Ok((Io::Part(Box::new(head)), Io::Part(Box::new(tail)))),
-            Err(part) => Err(Io::Part(Box::new(part))),
-        }
+        io.split(nr_blocks)
     }
 
     fn id(&self, io: &Io) -> u64 {
-        match io {
-            Io::Whole(io) => io.id(),
-            Io::Part(part) => part.id(),
-        }
+        io.id()
     }
 
     #[inline]

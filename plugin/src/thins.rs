@@ -67,6 +67,7 @@ impl Registry {
         let info = open.data.info();
         let shared = open.pool.shared();
         let boundary = u32::try_from(shared.logical_per_block()).unwrap_or(0);
+        let has_origin = origin.is_some();
         let params = ThinActivate {
             bdev_name: Some(name.clone()),
             create: false,
@@ -88,10 +89,12 @@ impl Registry {
                 product_name: "spdk-dm thin".to_owned(),
                 block_bytes: info.block_bytes,
                 nr_blocks: dev.nr_logical_blocks,
-                optimal_boundary_blocks: boundary,
+                // What an origin is to be asked for is never divided by us; everything else goes on as one as
+                // far as the blocks follow each other.
+                optimal_boundary_blocks: if has_origin { boundary } else { 0 },
                 write_cache: true,
                 uuid: [0; 16],
-                buffers_first: false,
+                divides_at_blocks: if has_origin { 0 } else { boundary },
             },
             ThinDriver {
                 gate: gate.clone(),

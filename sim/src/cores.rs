@@ -39,8 +39,6 @@ pub struct SimHost<T: Target> {
     /// By [`BaseId`].
     bases: Vec<Rc<Disk>>,
     channel: RefCell<Weak<Channel<T, SimHost<T>>>>,
-    /// Identity of the next part of an I/O.
-    next_part: Cell<u64>,
 }
 
 impl<T: Target> Host for SimHost<T> {
@@ -101,15 +99,13 @@ impl<T: Target> Host for SimHost<T> {
         let rest = data.split_off(at);
         let part = |data, offset_blocks, nr_blocks| {
             let (done, answer) = oneshot::channel();
-            let id = self.next_part.get();
-            self.next_part.set(id + 1);
             let request = Request {
                 offset_blocks,
                 nr_blocks,
                 ..io.request
             };
             let part = SimIo {
-                id,
+                id: io.id,
                 request,
                 data,
                 done,
@@ -204,7 +200,6 @@ impl<T: Target> Cores<T> {
                     executor: executor.clone(),
                     bases: bases.to_vec(),
                     channel: RefCell::default(),
-                    next_part: Cell::new(1 << 63),
                 };
                 let (core, messages) = Channel::new(ChannelId(id), host, owner.clone());
                 *core.host().channel.borrow_mut() = Rc::downgrade(&core);

@@ -321,6 +321,14 @@ submit_got_buf(struct spdk_io_channel *ch, struct spdk_bdev_io *io, bool success
 	channel->vbdev->ops->submit(channel->value, io, SDM_READ, io->u.bdev.offset_blocks, io->u.bdev.num_blocks);
 }
 
+static bool
+may_be_divided(struct vbdev *vbdev, struct spdk_bdev_io *io)
+{
+	uint64_t boundary = vbdev->divides_at_blocks;
+
+	return boundary != 0 && io->u.bdev.offset_blocks % boundary + io->u.bdev.num_blocks > boundary;
+}
+
 /* What does not pass and is not plain. */
 static void __attribute__((noinline))
 submit(struct vbdev_channel *channel, struct spdk_bdev_io *io, int kind)
@@ -328,7 +336,7 @@ submit(struct vbdev_channel *channel, struct spdk_bdev_io *io, int kind)
 	bool has_place = kind < SDM_RESET;
 
 	ctx_of(io)->other = NULL;
-	if (spdk_unlikely(channel->vbdev->buffers_first && kind == SDM_READ && needs_buf(io))) {
+	if (spdk_unlikely(kind == SDM_READ && needs_buf(io) && may_be_divided(channel->vbdev, io))) {
 		spdk_bdev_io_get_buf(io, submit_got_buf, io->u.bdev.num_blocks * io->bdev->blocklen);
 		return;
 	}

@@ -79,13 +79,13 @@ part_submit(void *arg)
 	}
 }
 
-/* The buffers of some blocks. False: the I/O has not so many. */
+/* Hands out the memory of some blocks, piece by piece. False: the I/O has not so many. */
 static bool
-cut(struct part *part, uint64_t first_block)
+for_each_piece(struct spdk_bdev_io *io, uint64_t first_block, uint64_t nr_blocks,
+	       void (*take)(void *ctx, void *piece, size_t len), void *ctx)
 {
-	struct spdk_bdev_io *io = part->whole;
 	uint64_t skip = first_block * io->bdev->blocklen;
-	uint64_t left = part->nr_blocks * io->bdev->blocklen;
+	uint64_t left = nr_blocks * io->bdev->blocklen;
 	struct iovec *iov;
 	uint64_t len;
 	int i;
@@ -100,13 +100,33 @@ cut(struct part *part, uint64_t first_block)
 			continue;
 		}
 		len = spdk_min(iov->iov_len - skip, left);
-		part->iovs[part->iovcnt].iov_base = (char *)iov->iov_base + skip;
-		part->iovs[part->iovcnt].iov_len = len;
-		part->iovcnt++;
+		take(ctx, (char *)iov->iov_base + skip, len);
 		left -= len;
 		skip = 0;
 	}
 	return left == 0;
+}
+
+static void
+add_piece(void *ctx, void *piece, size_t len)
+{
+	struct part *part = ctx;
+
+	part->iovs[part->iovcnt].iov_base = piece;
+	part->iovs[part->iovcnt].iov_len = len;
+	part->iovcnt++;
+}
+
+static void
+zero_piece(void *ctx, void *piece, size_t len)
+{
+	memset(piece, 0, len);
+}
+
+bool
+sdm_io_zero_part(void *bdev_io, uint64_t first_block, uint64_t nr_blocks)
+{
+	return for_each_piece(bdev_io, first_block, nr_blocks, zero_piece, NULL);
 }
 
 void
@@ -129,7 +149,7 @@ sdm_io_forward_part(void *bdev_io, uint64_t first_block, uint64_t nr_blocks, voi
 	part->nr_blocks = nr_blocks;
 	part->done = done;
 	part->ctx = ctx;
-	if (has_data && (nr_iovs == 0 || !cut(part, first_block))) {
+	if (has_data && (nr_iovs == 0 || !for_each_piece(io, first_block, nr_blocks, add_piece, part))) {
 		finish(part, false);
 		return;
 	}

@@ -142,7 +142,7 @@ struct sdm_vbdev_params {
 	uint32_t optimal_boundary_blocks;
 	bool write_cache;
 	uint8_t uuid[16]; /* all zero: SPDK chooses */
-	bool buffers_first; /* reads have their buffers when they are submitted: needed where I/O is divided */
+	uint32_t divides_at_blocks; /* reads that cross a multiple of it have buffers when they are submitted; 0: none */
 };
 void *sdm_vbdev_register(const struct sdm_vbdev_params *params, const struct sdm_vbdev_ops *ops, void *ctx, int *rc);
 void sdm_vbdev_unregister(void *vbdev, void (*done)(void *, int), void *ctx);
@@ -161,6 +161,8 @@ void sdm_io_complete_zeroes(void *io);
 void sdm_io_complete(void *io, int err);
 void *sdm_io_to_abort(void *io);
 uint64_t sdm_io_nr_blocks(void *io);
+/* Fills the buffers of some blocks of an I/O with zeroes. False: it has not all of them. */
+bool sdm_io_zero_part(void *bdev_io, uint64_t first_block, uint64_t nr_blocks);
 /* Sends some blocks of an I/O, which must have its buffers, to a base bdev; then done(ctx, ok). */
 void sdm_io_forward_part(void *bdev_io, uint64_t first_block, uint64_t nr_blocks, void *desc, void *channel,
 			 uint64_t offset_blocks, void (*done)(void *, bool), void *ctx);

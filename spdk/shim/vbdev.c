@@ -116,7 +116,7 @@ sdm_vbdev_register(const struct sdm_vbdev_params *params, const struct sdm_vbdev
 	if (vb->bdev.name == NULL || vb->bdev.product_name == NULL) {
 		goto fail;
 	}
-	vb->buffers_first = params->buffers_first;
+	vb->divides_at_blocks = params->divides_at_blocks;
 	vb->bdev.ctxt = vb;
 	vb->bdev.fn_table = &fn_table;
 	vb->bdev.module = &g_sdm_module;

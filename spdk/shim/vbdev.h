@@ -11,7 +11,7 @@ struct vbdev {
 	struct spdk_bdev bdev;
 	const struct sdm_vbdev_ops *ops;
 	void *ctx;
-	bool buffers_first;
+	uint32_t divides_at_blocks;
 };
 
 struct vbdev_channel {

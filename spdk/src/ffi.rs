@@ -80,7 +80,7 @@ pub struct VbdevParams {
     pub optimal_boundary_blocks: u32,
     pub write_cache: bool,
     pub uuid: [u8; 16],
-    pub buffers_first: bool,
+    pub divides_at_blocks: u32,
 }
 
 #[repr(C)]
@@ -185,6 +185,7 @@ unsafe extern "C" {
     pub fn sdm_io_complete(io: *mut c_void, err: c_int);
     pub fn sdm_io_to_abort(io: *mut c_void) -> *mut c_void;
     pub fn sdm_io_nr_blocks(io: *mut c_void) -> u64;
+    pub fn sdm_io_zero_part(io: *mut c_void, first_block: u64, nr_blocks: u64) -> bool;
     pub fn sdm_io_forward_part(
         io: *mut c_void,
         first_block: u64,

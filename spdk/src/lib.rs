@@ -13,6 +13,7 @@ pub mod base;
 pub mod dma;
 pub mod executor;
 mod ffi;
+pub mod io;
 pub mod io_device;
 pub mod logging;
 pub mod module;

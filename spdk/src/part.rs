@@ -1,7 +1,7 @@
 //! Parts of an I/O, where its blocks go to different places.
 //!
-//! The I/O is answered when all its parts are, with the error of one that has failed. Relies on the bdev
-//! being registered with `buffers_first`.
+//! The I/O is answered when all its parts are, with the error of one that has failed. Relies on the bdev being
+//! registered with the boundaries it is divided at (`divides_at_blocks`).
 //!
 //! A large I/O has many parts. Only some are under way at a time on a thread: they would fill the queue of a
 //! base bdev for everybody else, and SPDK v20.07 does not always recover when that of an AIO bdev is full.
@@ -35,50 +35,71 @@ const MOST: usize = 64;
 /// What the thread does next with its parts.
 type Next = Box<dyn FnOnce()>;
 
-thread_local! {
-    static NEXT_ID: Cell<u64> = const { Cell::new(0) };
-    static UNDER_WAY: Cell<usize> = const { Cell::new(0) };
-    static SENDING: Cell<bool> = const { Cell::new(false) };
-    static WAITING: RefCell<VecDeque<Next>> = const { RefCell::new(VecDeque::new()) };
+/// A thread's parts.
+struct Parts {
+    under_way: Cell<usize>,
+    /// What waits is being sent.
+    sending: Cell<bool>,
+    waiting: RefCell<VecDeque<Next>>,
 }
 
-/// No I/O's own identity, which is an address, has this bit.
-const PART_ID: u64 = 1 << 63;
+thread_local! {
+    static PARTS: Parts = const {
+        Parts {
+            under_way: Cell::new(0),
+            sending: Cell::new(false),
+            waiting: RefCell::new(VecDeque::new()),
+        }
+    };
+}
+
+impl Parts {
+    fn has_room(&self) -> bool {
+        self.under_way.get() < MOST
+    }
+
+    /// Sends what waits, as far as there is room.
+    fn send_waiting(&self) {
+        // One that fails at once ends here again: not deeper and deeper.
+        if self.waiting.borrow().is_empty() || self.sending.replace(true) {
+            return;
+        }
+        while self.has_room() {
+            let next = self.waiting.borrow_mut().pop_front();
+            match next {
+                Some(next) => next(),
+                None => break,
+            }
+        }
+        self.sending.set(false);
+    }
+}
 
 /// Some blocks of an I/O. Dropped without an answer, it has failed.
 pub struct Part {
     whole: Rc<Whole>,
     first_block: u64,
     nr_blocks: u64,
-    id: u64,
     answered: bool,
 }
 
 /// A part under way.
 struct Pending<F> {
-    part: Part,
+    part: Box<Part>,
     done: F,
     /// Keeps channel and descriptor alive.
     _channel: BaseChannel,
 }
 
-unsafe extern "C" fn part_done<F: FnOnce(Part, bool)>(ctx: *mut c_void, ok: bool) {
+unsafe extern "C" fn part_done<F: FnOnce(Box<Part>, bool)>(ctx: *mut c_void, ok: bool) {
     // SAFETY: `ctx` comes from Box::into_raw in `forward` and is used once.
     let pending = unsafe { Box::from_raw(ctx.cast::<Pending<F>>()) };
     let Pending { part, done, .. } = *pending;
-    UNDER_WAY.set(UNDER_WAY.get().saturating_sub(1));
-    done(part, ok);
-    // One that fails at once ends here again: not deeper and deeper.
-    if SENDING.replace(true) {
-        return;
-    }
-    while UNDER_WAY.get() < MOST {
-        let Some(next) = WAITING.with_borrow_mut(VecDeque::pop_front) else {
-            break;
-        };
-        next();
-    }
-    SENDING.set(false);
+    PARTS.with(|parts| {
+        parts.under_way.set(parts.under_way.get().saturating_sub(1));
+        done(part, ok);
+        parts.send_waiting();
+    });
 }
 
 impl Part {
@@ -93,57 +114,67 @@ impl Part {
     }
 
     fn new(whole: Rc<Whole>, first_block: u64, nr_blocks: u64) -> Part {
-        let id = NEXT_ID.get();
-        NEXT_ID.set(id.wrapping_add(1));
         Part {
             whole,
             first_block,
             nr_blocks,
-            id: id | PART_ID,
             answered: false,
         }
     }
 
-    /// Its first blocks, and the rest. Error: it has not more than `nr_blocks`.
-    pub fn split(mut self, nr_blocks: u64) -> Result<(Part, Part), Part> {
+    /// Takes its first blocks away from it. None: it has not more than `nr_blocks`.
+    pub fn split_off_head(&mut self, nr_blocks: u64) -> Option<Part> {
         if nr_blocks == 0 || nr_blocks >= self.nr_blocks {
-            return Err(self);
+            return None;
         }
-        let tail = Part::new(
-            self.whole.clone(),
-            self.first_block + nr_blocks,
-            self.nr_blocks - nr_blocks,
-        );
-        self.nr_blocks = nr_blocks;
-        Ok((self, tail))
+        let head = Part::new(self.whole.clone(), self.first_block, nr_blocks);
+        self.first_block += nr_blocks;
+        self.nr_blocks -= nr_blocks;
+        Some(head)
     }
 
-    /// Distinguishes it from every other part and every whole I/O under way on this thread.
+    /// The [`BdevIo::id`] of the I/O it is a part of.
     pub fn id(&self) -> u64 {
-        self.id
+        // It is there until its parts are answered.
+        self.whole.io.borrow().as_ref().map_or(0, BdevIo::id)
+    }
+
+    /// Fills its buffers with zeroes and answers.
+    pub fn complete_zeroes(self) {
+        let raw = self.whole.io.borrow().as_ref().map(BdevIo::raw);
+        let zeroed = raw.is_some_and(|raw| {
+            // SAFETY: the I/O is not answered while one of its parts is not.
+            unsafe { ffi::sdm_io_zero_part(raw, self.first_block, self.nr_blocks) }
+        });
+        self.complete(if zeroed { 0 } else { EIO });
     }
 
     /// Sends it to a base bdev at a block offset; `done` is called with it afterwards.
-    pub fn forward<F: FnOnce(Part, bool) + 'static>(
-        self,
+    pub fn forward<F: FnOnce(Box<Part>, bool) + 'static>(
+        self: Box<Self>,
         channel: &BaseChannel,
         offset_blocks: u64,
         done: F,
     ) {
         let channel = channel.clone();
-        let waits = UNDER_WAY.get() >= MOST || WAITING.with_borrow(|waiting| !waiting.is_empty());
-        if waits {
-            let next: Next = Box::new(move || self.forward_now(channel, offset_blocks, done));
-            return WAITING.with_borrow_mut(|waiting| waiting.push_back(next));
-        }
-        self.forward_now(channel, offset_blocks, done);
+        PARTS.with(|parts| {
+            if parts.has_room() && parts.waiting.borrow().is_empty() {
+                return self.forward_now(channel, offset_blocks, done, &parts.under_way);
+            }
+            let next: Next = Box::new(move || {
+                PARTS
+                    .with(|parts| self.forward_now(channel, offset_blocks, done, &parts.under_way));
+            });
+            parts.waiting.borrow_mut().push_back(next);
+        });
     }
 
-    fn forward_now<F: FnOnce(Part, bool) + 'static>(
-        self,
+    fn forward_now<F: FnOnce(Box<Part>, bool) + 'static>(
+        self: Box<Self>,
         channel: BaseChannel,
         offset_blocks: u64,
         done: F,
+        under_way: &Cell<usize>,
     ) {
         let raw = self.whole.io.borrow().as_ref().map(BdevIo::raw);
         let Some(raw) = raw else {
@@ -156,7 +187,7 @@ impl Part {
             done,
             _channel: channel,
         });
-        UNDER_WAY.set(UNDER_WAY.get() + 1);
+        under_way.set(under_way.get() + 1);
         // SAFETY: the I/O is not answered while one of its parts is not; channel and descriptor live until
         // `part_done`, which is called once.
         unsafe {

@@ -17,8 +17,18 @@ impl BdevIo {
         self.0.as_ptr() as u64
     }
 
-    fn into_raw(self) -> *mut c_void {
-        let raw = self.0.as_ptr();
+    /// The inverse of [`BdevIo::into_raw`].
+    ///
+    /// # Safety
+    /// It comes from there, and becomes one I/O again.
+    #[inline(always)]
+    pub(crate) unsafe fn from_raw(raw: NonNull<c_void>) -> Self {
+        BdevIo(raw)
+    }
+
+    #[inline(always)]
+    pub(crate) fn into_raw(self) -> NonNull<c_void> {
+        let raw = self.0;
         std::mem::forget(self);
         raw
     }
@@ -29,7 +39,14 @@ impl BdevIo {
     pub fn forward(self, channel: &BaseChannel, offset_blocks: u64, ticket: u64) {
         // SAFETY: the I/O is ours and not answered; the driver keeps the channel for as long as its own
         // channel lives, which is as long as I/O is under way on it.
-        unsafe { ffi::sdm_io_forward(self.into_raw(), channel.way(), offset_blocks, ticket) };
+        unsafe {
+            ffi::sdm_io_forward(
+                self.into_raw().as_ptr(),
+                channel.way(),
+                offset_blocks,
+                ticket,
+            )
+        };
     }
 
     /// The same, but [`Driver::forwarded`] is not called where the ticket is twice the number of the epoch that
@@ -37,7 +54,7 @@ impl BdevIo {
     #[inline]
     pub fn forward_counted(self, way: &Way, offset_blocks: u64, ticket: u64) {
         // SAFETY: as above, of the way.
-        unsafe { ffi::sdm_io_forward(self.into_raw(), way.raw(), offset_blocks, ticket) };
+        unsafe { ffi::sdm_io_forward(self.into_raw().as_ptr(), way.raw(), offset_blocks, ticket) };
     }
 
     /// Gives the I/O a second way to go, see [`BdevIo::forward_other`].
@@ -53,20 +70,22 @@ impl BdevIo {
     pub fn forward_other(self, offset_blocks: u64, head_blocks: Option<u64>, ticket: u64) {
         let head_blocks = head_blocks.unwrap_or(0);
         // SAFETY: the I/O is ours and not answered.
-        unsafe { ffi::sdm_io_forward_other(self.into_raw(), offset_blocks, head_blocks, ticket) };
+        unsafe {
+            ffi::sdm_io_forward_other(self.into_raw().as_ptr(), offset_blocks, head_blocks, ticket)
+        };
     }
 
     /// Answers a read with zeroes.
     pub fn complete_zeroes(self) {
         // SAFETY: the I/O is ours and not answered.
-        unsafe { ffi::sdm_io_complete_zeroes(self.into_raw()) };
+        unsafe { ffi::sdm_io_complete_zeroes(self.into_raw().as_ptr()) };
     }
 
     /// Answers: 0 is success, else a positive errno.
     #[inline]
     pub fn complete(self, errno: i32) {
         // SAFETY: the I/O is ours and not answered.
-        unsafe { ffi::sdm_io_complete(self.into_raw(), errno) };
+        unsafe { ffi::sdm_io_complete(self.into_raw().as_ptr(), errno) };
     }
 
     /// Its length in logical blocks.
@@ -176,8 +195,9 @@ pub struct Params {
     pub write_cache: bool,
     /// UUID; zeroes: SPDK chooses.
     pub uuid: [u8; 16],
-    /// Reads come with their buffers, so that an I/O can be divided ([`crate::part::Part`]).
-    pub buffers_first: bool,
+    /// The driver may divide I/O at multiples of this ([`crate::part::Part`]), so reads that cross one come with
+    /// their buffers; 0: it does not.
+    pub divides_at_blocks: u32,
 }
 
 struct State<D> {
@@ -357,7 +377,7 @@ impl Vbdev {
             optimal_boundary_blocks: params.optimal_boundary_blocks,
             write_cache: params.write_cache,
             uuid: params.uuid,
-            buffers_first: params.buffers_first,
+            divides_at_blocks: params.divides_at_blocks,
         };
         let mut rc = 0;
         // SAFETY: the strings are copied; the state lives until destruct; the table is constant.

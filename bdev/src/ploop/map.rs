@@ -239,7 +239,10 @@ impl PloopDev {
         let within = self.within(first);
         let left = self.logical_per_cluster - within;
         if left < request.nr_blocks {
-            return Map::Split { nr_blocks: left };
+            return Map::Split {
+                nr_blocks: left,
+                goes: None,
+            };
         }
         let is_read = request.kind == IoKind::Read;
         if !is_read && state & BACKUP != 0 && self.is_to_be_backed_up(cluster) {

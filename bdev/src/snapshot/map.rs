@@ -122,7 +122,10 @@ impl SnapDev {
         let first = request.offset_blocks;
         let left = exceptions.left_in_chunk(first);
         if left < request.nr_blocks {
-            return Map::Split { nr_blocks: left };
+            return Map::Split {
+                nr_blocks: left,
+                goes: None,
+            };
         }
         match exceptions.look(exceptions.chunk(first)) {
             Place::Cow(new_chunk) => Map::Remap {
@@ -323,7 +326,10 @@ impl OriginDev {
         let first = request.offset_blocks;
         let left = merging.left_in_chunk(first);
         if left < request.nr_blocks {
-            return Map::Split { nr_blocks: left };
+            return Map::Split {
+                nr_blocks: left,
+                goes: None,
+            };
         }
         let chunk = merging.chunk(first);
         let is_read = request.kind == IoKind::Read;

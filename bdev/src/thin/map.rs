@@ -1,4 +1,6 @@
-//! The hot path of a thin device: one look into the published mappings (thin.md 6 and 7).
+//! The hot path of a thin device: one look into the published mappings (thin.md 6 and 7), one for each block of
+//! an I/O that is larger. As far as blocks follow each other on the data device it goes there as one; it is
+//! split where they do not.
 //!
 //! Relies on [`super::cache`] for the mappings and on the pool's owner to publish every change
 //! before it acknowledges it.
@@ -122,7 +124,7 @@ impl PoolShared {
         self.sectors_per_logical
     }
 
-    /// Whether an I/O, which crosses no data block's boundary, covers its block.
+    /// Whether a deferred write, which crosses no data block's boundary, covers its block.
     pub fn is_whole_block(&self, request: &Request) -> bool {
         request.nr_blocks == self.logical_per_block
     }
@@ -196,13 +198,23 @@ impl ThinDev {
     }
 
     fn map_read(&self, request: &Request) -> Map {
-        let (block, offset) = self.pool.split(request.offset_blocks);
-        match self.pages.get(block) {
-            Entry::Mapped { data_block, .. } | Entry::Held { data_block } => {
-                self.remap(data_block, offset)
-            }
-            Entry::Unmapped => self.map_hole(request),
-            Entry::NotCached => Map::Defer,
+        if let Some((data_block, nr_blocks)) = self.run(
+            request.kind == IoKind::Read,
+            request.offset_blocks,
+            request.nr_blocks,
+        ) {
+            return self.remap(request, data_block, nr_blocks);
+        }
+        let is_hole = |block| self.pages.get(block) == Entry::Unmapped;
+        match self.while_so(request.offset_blocks, request.nr_blocks, |block, _| {
+            is_hole(block)
+        }) {
+            0 => self.defer(request),
+            nr_blocks if nr_blocks < request.nr_blocks => Map::Split {
+                nr_blocks,
+                goes: None,
+            },
+            _ => self.map_hole(request),
         }
     }
 
@@ -224,15 +236,76 @@ impl ThinDev {
     }
 
     fn map_write(&self, mode: PoolMode, request: &Request) -> Map {
-        let (block, offset) = self.pool.split(request.offset_blocks);
-        match self.pages.get(block) {
-            Entry::Mapped { data_block, time } if !self.is_shared(time) => {
-                self.remap(data_block, offset)
-            }
-            Entry::NotCached | Entry::Held { .. } => Map::Defer,
-            _ if mode.refuses_changes() => Map::Fail(Errno::EIO),
-            _ => Map::Defer,
+        if let Some((data_block, nr_blocks)) = self.run(
+            request.kind == IoKind::Read,
+            request.offset_blocks,
+            request.nr_blocks,
+        ) {
+            return self.remap(request, data_block, nr_blocks);
         }
+        let (block, _) = self.pool.split(request.offset_blocks);
+        match self.pages.get(block) {
+            Entry::NotCached | Entry::Held { .. } => self.defer(request),
+            _ if mode.refuses_changes() => Map::Fail(Errno::EIO),
+            _ => self.defer(request),
+        }
+    }
+
+    /// The owner knows blocks, not runs of them.
+    fn defer(&self, request: &Request) -> Map {
+        let (_, offset) = self.pool.split(request.offset_blocks);
+        let nr_blocks = self.pool.logical_per_block - offset;
+        match nr_blocks < request.nr_blocks {
+            true => Map::Split {
+                nr_blocks,
+                goes: None,
+            },
+            false => Map::Defer,
+        }
+    }
+
+    /// Where a read or write may go to a data block: which one.
+    #[inline(always)]
+    fn goes_to(&self, is_read: bool, block: u64) -> Option<u64> {
+        match self.pages.get(block) {
+            Entry::Mapped { data_block, time } if is_read || !self.is_shared(time) => {
+                Some(data_block)
+            }
+            Entry::Held { data_block } if is_read => Some(data_block),
+            _ => None,
+        }
+    }
+
+    /// How many logical blocks of an I/O, from its first on, are in blocks for which something holds; it is asked
+    /// with each of these and its number within the I/O.
+    fn while_so(
+        &self,
+        offset_blocks: u64,
+        nr_blocks: u64,
+        mut holds: impl FnMut(u64, u64) -> bool,
+    ) -> u64 {
+        let (first, offset) = self.pool.split(offset_blocks);
+        let mut found = 0;
+        for at in 0.. {
+            if found >= nr_blocks || !holds(first + at, at) {
+                break;
+            }
+            found += match at {
+                0 => self.pool.logical_per_block - offset,
+                _ => self.pool.logical_per_block,
+            };
+        }
+        found.min(nr_blocks)
+    }
+
+    /// The data block to which the first of a read or write may go, and how many logical blocks may go there and to
+    /// those that follow it. Not told by a reference: the request would have to be in memory for the hot path.
+    #[inline(never)]
+    fn run(&self, is_read: bool, offset_blocks: u64, nr_blocks: u64) -> Option<(u64, u64)> {
+        let (first, _) = self.pool.split(offset_blocks);
+        let data_block = self.goes_to(is_read, first)?;
+        let follows = |block, at| self.goes_to(is_read, block) == Some(data_block + at);
+        Some((data_block, self.while_so(offset_blocks, nr_blocks, follows)))
     }
 
     fn map_flush(&self) -> Map {
@@ -255,9 +328,16 @@ impl ThinDev {
         (DATA, data_block * self.pool.logical_per_block + offset)
     }
 
-    fn remap(&self, data_block: u64, offset: u64) -> Map {
+    fn remap(&self, request: &Request, data_block: u64, nr_blocks: u64) -> Map {
+        let (_, offset) = self.pool.split(request.offset_blocks);
         let (base, block) = self.place(data_block, offset);
-        Map::Remap { base, block }
+        match nr_blocks < request.nr_blocks {
+            true => Map::Split {
+                nr_blocks,
+                goes: Some((base, block)),
+            },
+            false => Map::Remap { base, block },
+        }
     }
 }
 
@@ -276,7 +356,7 @@ impl Target for Thin {
         }
     }
 
-    /// A mapped block, which a write shares with nobody.
+    /// A mapped block, which a write shares with nobody, or blocks that follow each other on the data device.
     #[inline(always)]
     fn plain(volume: &ThinDev, (): &(), request: &Request) -> Option<(BaseId, u64)> {
         let is_read = match request.kind {
@@ -288,12 +368,14 @@ impl Target for Thin {
             return None;
         }
         let (block, offset) = volume.pool.split(request.offset_blocks);
-        match volume.pages.get(block) {
-            Entry::Mapped { data_block, time } if is_read || !volume.is_shared(time) => {
-                Some(volume.place(data_block, offset))
+        let data_block = volume.goes_to(is_read, block)?;
+        if request.nr_blocks > volume.pool.logical_per_block - offset {
+            let (_, nr_blocks) = volume.run(is_read, request.offset_blocks, request.nr_blocks)?;
+            if nr_blocks < request.nr_blocks {
+                return None;
             }
-            _ => None,
         }
+        Some(volume.place(data_block, offset))
     }
 
     #[inline]

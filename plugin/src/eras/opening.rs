@@ -167,7 +167,7 @@ fn register(params: &EraCreate, open: &OpenEra) -> Result<Vbdev, RpcError> {
             optimal_boundary_blocks: 0,
             write_cache: info.supports(IoKind::Flush),
             uuid: [0; 16],
-            buffers_first: false,
+            divides_at_blocks: 0,
         },
         EraDriver::new(params, &open.era, open.origin.clone()),
     );

@@ -265,7 +265,7 @@ fn register(name: &str, open: &OpenPloop) -> Result<Vbdev, RpcError> {
             optimal_boundary_blocks: u32::try_from(dev.logical_per_cluster()).unwrap_or(0),
             write_cache: true,
             uuid: [0; 16],
-            buffers_first: false,
+            divides_at_blocks: 0,
         },
         VolumeDriver::new(
             dev.clone(),

@@ -306,7 +306,7 @@ fn register_origin(
             optimal_boundary_blocks: 0,
             write_cache: true,
             uuid: [0; 16],
-            buffers_first: true,
+            divides_at_blocks: 1,
         },
         SnapshotDriver::new(
             open.origin.volume().clone(),

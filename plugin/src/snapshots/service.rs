@@ -178,7 +178,7 @@ impl Registry {
                 optimal_boundary_blocks: u32::try_from(chunk_blocks).unwrap_or(0),
                 write_cache: true,
                 uuid: [0; 16],
-                buffers_first: true,
+                divides_at_blocks: 1,
             },
             SnapshotDriver::new(
                 snapshot.volume().clone(),

@@ -90,10 +90,16 @@ impl Client {
             };
         }
         let offset = dice.below(per);
+        // Blocks of the model that follow each other are neighbours on the device, too.
+        let across = self.world.shape.spread == 1 && dice.one_in(4);
+        let (left, most) = match across {
+            true => ((HOT_BLOCKS - hot) * per - offset, 4 * per),
+            false => (per - offset, 9),
+        };
         Place {
             hot,
             offset,
-            count: 1 + dice.below((per - offset).min(9)),
+            count: 1 + dice.below(left.min(most)),
         }
     }
 
@@ -261,6 +267,9 @@ impl Client {
         let sure = loose.is_empty() && result.is_ok() && !ignored;
         watched.end(&pending, sure);
         watched.end(&loose, false);
+        if kind == IoKind::Discard {
+            watched.end(&self.world.shown_by_holes(volume, &zeroed), false);
+        }
     }
 
     async fn flush(&self, volume: &Volume, dev: &Arc<ThinDev>) {

@@ -55,14 +55,25 @@ impl World {
     /// A discard of ranges of the device that is merged shows what was merged last, and that may be any
     /// of what it ever held, or what else the origin holds.
     pub fn loosen(&self, volume: &Volume, ranges: &[(u64, u64)]) -> Vec<Pending> {
+        if self.is_merged(volume.id) {
+            self.executor.count("discards of what is merged");
+            let mut history = volume.history.borrow_mut();
+            for (first, count) in ranges {
+                history.doubt_all_of(*first, *count);
+            }
+        }
+        self.shown_by_holes(volume, ranges)
+    }
+
+    /// What holes of the device that is merged show just now. While a discard is under way it changes: a merge copies
+    /// what is then discarded.
+    pub fn shown_by_holes(&self, volume: &Volume, ranges: &[(u64, u64)]) -> Vec<Pending> {
         let mut pending = Vec::new();
         let Some(origin) = self.origin.as_ref().filter(|_| self.is_merged(volume.id)) else {
             return pending;
         };
-        self.executor.count("discards of what is merged");
         let mut history = volume.history.borrow_mut();
         for (first, count) in ranges {
-            history.doubt_all_of(*first, *count);
             for block in *first..first + count {
                 let at = self.shape.in_origin(volume.id, block);
                 for value in at.map_or_else(Vec::new, |at| origin.versions(at)) {
