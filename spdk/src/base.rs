@@ -2,6 +2,7 @@
 
 use crate::dma::DmaBuf;
 use crate::ffi;
+use crate::part::Parts;
 use crate::thread::Thread;
 use futures::channel::oneshot;
 use std::ffi::{c_int, c_void};
@@ -189,6 +190,7 @@ impl Descriptor {
                 },
                 desc: self.clone(),
                 block_bytes: self.info().block_bytes as usize,
+                parts: Parts::default(),
             }))
         })
     }
@@ -227,6 +229,7 @@ struct ChannelInner {
     /// Keeps the bdev open as long as there is a channel.
     desc: Descriptor,
     block_bytes: usize,
+    parts: Parts,
 }
 
 impl Drop for ChannelInner {
@@ -264,6 +267,11 @@ impl BaseChannel {
     #[inline]
     pub(crate) fn way(&self) -> &ffi::Way {
         &self.0.way
+    }
+
+    #[inline]
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.0.parts
     }
 
     /// The open bdev this is a channel of.

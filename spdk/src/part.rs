@@ -3,8 +3,8 @@
 //! The I/O is answered when all its parts are, with the error of one that has failed. Relies on the bdev being
 //! registered with the boundaries it is divided at (`divides_at_blocks`).
 //!
-//! A large I/O has many parts. Only some are under way at a time on a thread: they would fill the queue of a
-//! base bdev for everybody else, and SPDK v20.07 does not always recover when that of an AIO bdev is full.
+//! A large I/O has many parts. Only some are under way at a time on a channel of a base bdev: they would fill its queue
+//! for everybody else, and SPDK v20.07 does not always recover when that of an AIO bdev is full.
 
 use crate::base::BaseChannel;
 use crate::ffi;
@@ -29,28 +29,20 @@ impl Drop for Whole {
     }
 }
 
-/// Most parts under way on a thread.
+/// Most parts under way on a channel of a base bdev.
 const MOST: usize = 64;
 
-/// What the thread does next with its parts.
+/// What the channel does next with its parts.
 type Next = Box<dyn FnOnce()>;
 
-/// A thread's parts.
-struct Parts {
+/// The parts of a channel of a base bdev. Each has its own limit: the base bdev may be one of ours, and its parts are
+/// waited for by those here.
+#[derive(Default)]
+pub(crate) struct Parts {
     under_way: Cell<usize>,
     /// What waits is being sent.
     sending: Cell<bool>,
     waiting: RefCell<VecDeque<Next>>,
-}
-
-thread_local! {
-    static PARTS: Parts = const {
-        Parts {
-            under_way: Cell::new(0),
-            sending: Cell::new(false),
-            waiting: RefCell::new(VecDeque::new()),
-        }
-    };
 }
 
 impl Parts {
@@ -87,19 +79,22 @@ pub struct Part {
 struct Pending<F> {
     part: Box<Part>,
     done: F,
-    /// Keeps channel and descriptor alive.
-    _channel: BaseChannel,
+    /// Kept alive, and its descriptor.
+    channel: BaseChannel,
 }
 
 unsafe extern "C" fn part_done<F: FnOnce(Box<Part>, bool)>(ctx: *mut c_void, ok: bool) {
     // SAFETY: `ctx` comes from Box::into_raw in `forward` and is used once.
     let pending = unsafe { Box::from_raw(ctx.cast::<Pending<F>>()) };
-    let Pending { part, done, .. } = *pending;
-    PARTS.with(|parts| {
-        parts.under_way.set(parts.under_way.get().saturating_sub(1));
-        done(part, ok);
-        parts.send_waiting();
-    });
+    let Pending {
+        part,
+        done,
+        channel,
+    } = *pending;
+    let parts = channel.parts();
+    parts.under_way.set(parts.under_way.get().saturating_sub(1));
+    done(part, ok);
+    parts.send_waiting();
 }
 
 impl Part {
@@ -157,16 +152,12 @@ impl Part {
         done: F,
     ) {
         let channel = channel.clone();
-        PARTS.with(|parts| {
-            if parts.has_room() && parts.waiting.borrow().is_empty() {
-                return self.forward_now(channel, offset_blocks, done, &parts.under_way);
-            }
-            let next: Next = Box::new(move || {
-                PARTS
-                    .with(|parts| self.forward_now(channel, offset_blocks, done, &parts.under_way));
-            });
-            parts.waiting.borrow_mut().push_back(next);
-        });
+        if channel.parts().has_room() && channel.parts().waiting.borrow().is_empty() {
+            return self.forward_now(channel, offset_blocks, done);
+        }
+        let waiting = channel.clone();
+        let next: Next = Box::new(move || self.forward_now(channel, offset_blocks, done));
+        waiting.parts().waiting.borrow_mut().push_back(next);
     }
 
     fn forward_now<F: FnOnce(Box<Part>, bool) + 'static>(
@@ -174,7 +165,6 @@ impl Part {
         channel: BaseChannel,
         offset_blocks: u64,
         done: F,
-        under_way: &Cell<usize>,
     ) {
         let raw = self.whole.io.borrow().as_ref().map(BdevIo::raw);
         let Some(raw) = raw else {
@@ -182,12 +172,13 @@ impl Part {
         };
         let (first_block, nr_blocks) = (self.first_block, self.nr_blocks);
         let (raw_desc, raw_channel) = (channel.descriptor().raw(), channel.raw());
+        let under_way = &channel.parts().under_way;
+        under_way.set(under_way.get() + 1);
         let pending = Box::new(Pending {
             part: self,
             done,
-            _channel: channel,
+            channel,
         });
-        under_way.set(under_way.get() + 1);
         // SAFETY: the I/O is not answered while one of its parts is not; channel and descriptor live until
         // `part_done`, which is called once.
         unsafe {
