@@ -224,13 +224,11 @@ impl<T: Target, H: Host> Channel<T, H> {
             && let Some(memory) = T::looks_at(&volume.volume, &request)
         {
             self.host.prefetch(memory);
-            if self.stage.is_full() {
-                return self.map_behind(volume, request, io);
-            }
-            if self.stage.push(volume, request, io) {
-                self.map_staged();
-            }
-            return;
+            return match self.stage.push(volume, request, io) {
+                Ok(false) => {}
+                Ok(true) => self.map_staged(),
+                Err(io) => self.map_behind(volume, request, io),
+            };
         }
         if request.kind == IoKind::Reset {
             // The barrier of a reset is for what was submitted before it.

@@ -26,6 +26,23 @@ impl FlushErrors {
     }
 }
 
+/// A flush, counted, until it is dropped.
+pub(crate) struct UnderWay<'a>(&'a Cell<u64>);
+
+impl<'a> UnderWay<'a> {
+    /// One more.
+    pub fn new(count: &'a Cell<u64>) -> Self {
+        count.set(count.get() + 1);
+        UnderWay(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// A flush that the device has answered and the target not yet.
 pub struct Begun {
     heard: u64,

@@ -138,21 +138,15 @@ impl<T: Target, I> Stage<T, I> {
         in_flight + self.len() as u64 >= FEWEST
     }
 
-    /// There is no place now, until [`Stage::take_all`].
+    /// Stages an I/O. True: the caller is to call [`Stage::take_all`] at once. Error: there is no place; the
+    /// caller is to do the same, and to map this one then.
     #[inline]
-    pub fn is_full(&self) -> bool {
-        let staged = self.staged.borrow();
-        staged.nr_taken >= staged.places.len()
-    }
-
-    /// Stages an I/O, for which there has to be a place. True: the caller is to call [`Stage::take_all`] at once.
-    #[inline]
-    pub fn push(&self, volume: &VolumeHandle<T>, request: Request, io: I) -> bool {
+    pub fn push(&self, volume: &VolumeHandle<T>, request: Request, io: I) -> Result<bool, I> {
         let nr_staged = {
             let mut staged = self.staged.borrow_mut();
             let at = staged.nr_taken;
             let Some(place) = staged.places.get_mut(at) else {
-                return true;
+                return Err(io);
             };
             place.volume = Some(volume.clone());
             place.kind = request.kind;
@@ -162,10 +156,10 @@ impl<T: Target, I> Stage<T, I> {
             staged.nr_taken = at + 1;
             at + 1
         };
-        match nr_staged {
+        Ok(match nr_staged {
             1 => !self.wake(),
             many => many >= MOST,
-        }
+        })
     }
 
     /// Hands out what is staged now, in order. What is staged meanwhile waits for the next call, for

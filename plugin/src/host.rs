@@ -13,7 +13,6 @@ use futures::future::LocalBoxFuture;
 use spdk::base::{Descriptor, IoKind};
 use spdk::executor;
 use spdk::io::{Io, Which};
-use spdk::part::Part;
 use spdk::passage::{Course, Passage, Way};
 use spdk::vbdev::BdevIo;
 use std::rc::Rc;
@@ -83,12 +82,12 @@ impl<T: Target> WayPast for SpdkHost<T> {
 }
 
 impl<T: Target> SpdkHost<T> {
-    #[inline(never)]
-    fn forward_part(&self, part: Box<Part>, base: BaseId, block: u64, ticket: Ticket) {
-        match base {
+    /// Sends an I/O, or its head, to the external origin.
+    fn forward_origin(&self, io: Io, block: u64, head_blocks: Option<u64>, ticket: Ticket) {
+        match io.which() {
+            Which::Whole(io) => io.forward_other(block, head_blocks, ticket.into_raw()),
             // SPDK splits the I/O of bdevs that have an origin.
-            ORIGIN => self.engine.fail(part.into(), ticket),
-            _ => self.engine.send_part(part, &self.data, block, ticket),
+            Which::Part(part) => self.engine.fail(part.into(), ticket),
         }
     }
 }
@@ -104,12 +103,9 @@ impl<T: Target> Host for SpdkHost<T> {
 
     #[inline]
     fn forward(&self, io: Io, base: BaseId, block: u64, ticket: Ticket) {
-        match io.which() {
-            Which::Whole(io) if base != ORIGIN => {
-                io.forward_counted(&self.data, block, ticket.into_raw());
-            }
-            Which::Whole(io) => io.forward_other(block, None, ticket.into_raw()),
-            Which::Part(part) => self.forward_part(part, base, block, ticket),
+        match base {
+            ORIGIN => self.forward_origin(io, block, None, ticket),
+            _ => self.engine.send(io, &self.data, block, ticket),
         }
     }
 
@@ -118,10 +114,7 @@ impl<T: Target> Host for SpdkHost<T> {
     }
 
     fn forward_head(&self, io: Io, _: BaseId, block: u64, nr_blocks: u64, ticket: Ticket) {
-        match io.which() {
-            Which::Whole(io) => io.forward_other(block, Some(nr_blocks), ticket.into_raw()),
-            Which::Part(part) => self.engine.fail(part.into(), ticket),
-        }
+        self.forward_origin(io, block, Some(nr_blocks), ticket);
     }
 
     fn complete_zeroes(&self, io: Io) {

@@ -35,9 +35,8 @@ impl<T: Target, H: Host<Io = Io>> Engine<T, H> {
         }
     }
 
-    /// Sends a part of one.
     #[inline(never)]
-    pub fn send_part(&self, part: Box<Part>, way: &Way, block: u64, ticket: Ticket) {
+    fn send_part(&self, part: Box<Part>, way: &Way, block: u64, ticket: Ticket) {
         let engine = self.0.get().cloned();
         part.forward(way.base(), block, move |part, ok| {
             let result = if ok { Ok(()) } else { Err(Errno::EIO) };

@@ -151,13 +151,12 @@ impl Part {
         offset_blocks: u64,
         done: F,
     ) {
-        let channel = channel.clone();
-        if channel.parts().has_room() && channel.parts().waiting.borrow().is_empty() {
-            return self.forward_now(channel, offset_blocks, done);
+        let (parts, owned) = (channel.parts(), channel.clone());
+        if parts.has_room() && parts.waiting.borrow().is_empty() {
+            return self.forward_now(owned, offset_blocks, done);
         }
-        let waiting = channel.clone();
-        let next: Next = Box::new(move || self.forward_now(channel, offset_blocks, done));
-        waiting.parts().waiting.borrow_mut().push_back(next);
+        let next: Next = Box::new(move || self.forward_now(owned, offset_blocks, done));
+        parts.waiting.borrow_mut().push_back(next);
     }
 
     fn forward_now<F: FnOnce(Box<Part>, bool) + 'static>(

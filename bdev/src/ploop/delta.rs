@@ -11,6 +11,7 @@ use super::image::{Header, InUse, Page, Problem, page_entries, read_page};
 use super::unsettled::Unsettled;
 use crate::device::{ByteDeviceRef, SECTOR_BYTES};
 use crate::errno::Errno;
+use crate::flushes::UnderWay;
 use crate::locks::{BlockGuard, BlockLocks};
 use crate::target::BaseId;
 use rustc_hash::FxHashMap;
@@ -48,22 +49,6 @@ impl NotWritten {
         match self {
             NotWritten::Untouched(errno) | NotWritten::Unsure(errno) => errno,
         }
-    }
-}
-
-/// One of those counted, until it is dropped.
-struct UnderWay<'a>(&'a Cell<u64>);
-
-impl<'a> UnderWay<'a> {
-    fn new(count: &'a Cell<u64>) -> Self {
-        count.set(count.get() + 1);
-        UnderWay(count)
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -9,6 +9,7 @@ use super::metadata::{Sealed, ThinError, ThinMetadata};
 use super::pool::{NO_DEVICE, Pool};
 use crate::channel::Deferred;
 use crate::errno::Errno;
+use crate::flushes::UnderWay;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -332,11 +333,10 @@ impl Pool {
     }
 
     async fn try_flush_data(&self) -> Result<(), Errno> {
-        let under_way = &self.data_loss.nr_flushes;
-        under_way.set(under_way.get() + 1);
+        let under_way = UnderWay::new(&self.data_loss.nr_flushes);
         self.shared.set_flushing(true);
         let flushed = self.data.flush().await;
-        under_way.set(under_way.get() - 1);
+        drop(under_way);
         if let Err(errno) = flushed {
             log::error!(
                 "pool '{}': flush of the data bdev failed: {errno}",

@@ -198,17 +198,11 @@ impl ThinDev {
     }
 
     fn map_read(&self, request: &Request) -> Map {
-        if let Some((data_block, nr_blocks)) = self.run(
-            request.kind == IoKind::Read,
-            request.offset_blocks,
-            request.nr_blocks,
-        ) {
-            return self.remap(request, data_block, nr_blocks);
+        if let Some(fate) = self.map_run(request) {
+            return fate;
         }
-        let is_hole = |block| self.pages.get(block) == Entry::Unmapped;
-        match self.while_so(request.offset_blocks, request.nr_blocks, |block, _| {
-            is_hole(block)
-        }) {
+        let is_hole = |block, _| self.pages.get(block) == Entry::Unmapped;
+        match self.while_so(request.offset_blocks, request.nr_blocks, is_hole) {
             0 => self.defer(request),
             nr_blocks if nr_blocks < request.nr_blocks => Map::Split {
                 nr_blocks,
@@ -236,12 +230,8 @@ impl ThinDev {
     }
 
     fn map_write(&self, mode: PoolMode, request: &Request) -> Map {
-        if let Some((data_block, nr_blocks)) = self.run(
-            request.kind == IoKind::Read,
-            request.offset_blocks,
-            request.nr_blocks,
-        ) {
-            return self.remap(request, data_block, nr_blocks);
+        if let Some(fate) = self.map_run(request) {
+            return fate;
         }
         let (block, _) = self.pool.split(request.offset_blocks);
         match self.pages.get(block) {
@@ -328,16 +318,20 @@ impl ThinDev {
         (DATA, data_block * self.pool.logical_per_block + offset)
     }
 
-    fn remap(&self, request: &Request, data_block: u64, nr_blocks: u64) -> Map {
+    /// The fate of an I/O of which at least the first block may go to a data block.
+    fn map_run(&self, request: &Request) -> Option<Map> {
+        let is_read = request.kind == IoKind::Read;
+        let (data_block, nr_blocks) =
+            self.run(is_read, request.offset_blocks, request.nr_blocks)?;
         let (_, offset) = self.pool.split(request.offset_blocks);
         let (base, block) = self.place(data_block, offset);
-        match nr_blocks < request.nr_blocks {
+        Some(match nr_blocks < request.nr_blocks {
             true => Map::Split {
                 nr_blocks,
                 goes: Some((base, block)),
             },
             false => Map::Remap { base, block },
-        }
+        })
     }
 }
 
